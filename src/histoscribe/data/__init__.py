@@ -1,0 +1,1 @@
+"""The nouns: validated once when made, frozen after."""

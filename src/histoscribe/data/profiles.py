@@ -1,0 +1,39 @@
+"""Profiles: expression without an image (single cells, pseudobulk), with labels or text."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool
+from scipy.sparse import csr_array
+
+from histoscribe.data.genes import GenePanel
+from histoscribe.data.provenance import Provenance
+from histoscribe.data.regions import ExpressionUnit
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """Expression profiles and what is said of them.
+
+    Attributes:
+        profile_id: One distinct name a profile.
+        expression: profile x gene.
+        expression_unit: Unit of `expression`.
+        genes: Columns of the expression.
+        gene_observed: Genes the platform could have seen.
+        label: Cell type or annotation of each profile, or None.
+        text: Free text of each profile, or None.
+        provenance: What made them.
+    """
+
+    profile_id: tuple[str, ...]
+    expression: csr_array
+    expression_unit: ExpressionUnit
+    genes: GenePanel
+    gene_observed: Bool[np.ndarray, " gene"]
+    provenance: Provenance
+    label: tuple[str, ...] | None = None
+    text: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.profile_id)

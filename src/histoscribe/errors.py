@@ -1,0 +1,35 @@
+"""What can go wrong, in the user's words: what came, what was wanted, the mend."""
+
+
+class HistoscribeError(Exception):
+    """Any fault that the user can mend; the command line prints it without a traceback.
+
+    `exit_code` is what the command line leaves with: 2 for a wrong request, 3 for data that do
+    not hold up, 4 for parts that do not fit each other, 5 for something missing on the machine.
+    """
+
+    exit_code = 1
+
+
+class ConfigError(HistoscribeError):
+    """A setting that is unknown, out of range or contradicts another."""
+
+    exit_code = 2
+
+
+class DataError(HistoscribeError):
+    """A file or table that is missing, broken, empty or not what it says."""
+
+    exit_code = 3
+
+
+class MismatchError(HistoscribeError):
+    """Two parts, each sound, that do not belong together (encoder, gene panel, study)."""
+
+    exit_code = 4
+
+
+class MissingExtra(HistoscribeError):  # noqa: N818 - the name the house gives it
+    """Something this machine lacks: weights, an optional package, disk space."""
+
+    exit_code = 5

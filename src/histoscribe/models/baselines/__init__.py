@@ -1,0 +1,1 @@
+"""What every score stands beside."""

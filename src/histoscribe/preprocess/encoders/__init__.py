@@ -1,0 +1,1 @@
+"""Describers of cells, one contract."""

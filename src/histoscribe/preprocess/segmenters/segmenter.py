@@ -1,0 +1,60 @@
+"""The contract of a segmenter, and the names under which segmenters are found."""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Float, Int32, UInt8
+from torch import Tensor
+
+
+class Calibration(NamedTuple):
+    """What is fitted once per slide, from its pixels alone: the value range of each channel."""
+
+    low: tuple[float, float, float]
+    high: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The nuclei of one field, and what the network saw on the way.
+
+    Attributes:
+        labels: 0 = none, 1 to n = a nucleus each.
+        maps: Feature maps over the same field, from fine to coarse; empty if there are none.
+    """
+
+    labels: Int32[np.ndarray, "y x"]
+    maps: tuple[Float[Tensor, "channel my mx"], ...] = ()
+
+
+class Segmenter(Protocol):
+    """Finds nuclei in fields that were read at its own `mpp`."""
+
+    @property
+    def identity(self) -> str:
+        """Name and weights hash, e.g. "instanseg-brightfield_nuclei-0.1.1@0c724da169d5"."""
+        ...
+
+    @property
+    def mpp(self) -> float:
+        """The resolution it wants, µm per pixel."""
+        ...
+
+    def calibrate(self, pixels: UInt8[np.ndarray, "pixel 3"]) -> Calibration:
+        """Fit the value range on tissue pixels of one slide; DataError if they are constant."""
+        ...
+
+    def segment(
+        self, images: UInt8[np.ndarray, "field y x 3"], calibration: Calibration
+    ) -> list[Segmentation]:
+        """Segment fields of one slide."""
+        ...
+
+
+SEGMENTERS = {
+    "instanseg": "histoscribe.preprocess.segmenters.instanseg:load_instanseg",
+    "threshold": "histoscribe.preprocess.segmenters.threshold:ThresholdSegmenter",
+    "toy": "histoscribe.preprocess.segmenters.toy:ToySegmenter",
+}
+"""name -> "module:factory", imported when asked for; a factory takes no argument."""

@@ -1,0 +1,1 @@
+"""Folder in, nouns out; never writes, never moves."""

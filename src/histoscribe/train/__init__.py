@@ -1,0 +1,1 @@
+"""Fitting: scaling, losses, loop, checkpoint."""
