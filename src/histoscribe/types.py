@@ -1,22 +1,10 @@
-"""Units as types, and the two small shapes every floor shares: a box and a point frame.
+"""What every floor shares: the frame of positions, and a box in it.
 
 Positions are in µm from the top left corner of the slide, x to the right and y down;
 a pixel p of a slide with `mpp` µm per pixel covers [p * mpp, (p + 1) * mpp).
 """
 
-from typing import NamedTuple, NewType
-
-Microns = NewType("Microns", float)
-"""A length on the glass, in µm."""
-
-SlidePixels = NewType("SlidePixels", int)
-"""A length in pixels of the slide's full-resolution level."""
-
-TilePixels = NewType("TilePixels", int)
-"""A length in pixels of an image that was read at some other resolution."""
-
-Mpp = NewType("Mpp", float)
-"""Resolution, in µm per pixel."""
+from typing import NamedTuple
 
 
 class Box(NamedTuple):
