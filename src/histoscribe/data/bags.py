@@ -1,9 +1,48 @@
 """Bag and BagBatch: regions ready for a model, concatenated and never padded."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from histoscribe.errors import ConfigError, DataError, MismatchError
+
+
+@dataclass(frozen=True)
+class BagConfig:
+    """How bags are cut from a slide; part of every checkpoint.
+
+    Attributes:
+        neighbours: The k of the graph: nearest other cells of the bag, beside the cell itself.
+        ring_um: Width of the ring around a region whose cells are looked at as context; 0 for none.
+            A ring gains little (`benchmarks/RESULTS.md`) and costs time with its area.
+        field_side_um: Side of the square around a region's centre that is its field of view;
+            the tiles centred in it describe it.
+        rings_um: Growing radii within which the other regions are averaged as context.
+    """
+
+    neighbours: int = 8
+    ring_um: float = 0.0
+    field_side_um: float = 128.0
+    rings_um: tuple[float, ...] = (250.0, 450.0, 1000.0)
+
+    def __post_init__(self) -> None:
+        if self.neighbours < 0:
+            raise ConfigError(f"neighbours = {self.neighbours}; give 0 (no graph) or more")
+        if not self.ring_um >= 0:
+            raise ConfigError(f"ring_um = {self.ring_um}; give 0 (no context cells) or more µm")
+        if not self.field_side_um > 0:
+            raise ConfigError(f"field_side_um = {self.field_side_um}; give a length in µm")
+        growing = all(a < b for a, b in zip((0.0, *self.rings_um), self.rings_um, strict=False))
+        if not growing:
+            raise ConfigError(f"rings_um = {self.rings_um}; give growing radii in µm")
+
+    @property
+    def n_rings(self) -> int:
+        """Tokens of a bag's `field`: its own, and one for each ring."""
+        return 1 + len(self.rings_um)
 
 
 @dataclass(frozen=True)
@@ -21,7 +60,8 @@ class BagBatch:
         neighbours: The k nearest cells of each cell within its bag as rows of this batch, the
             cell itself first; -1 where the bag has fewer.
         phenotype: K-means cluster of each cell.
-        bag_of_cell: Which bag each cell is in, 0 to n_bags - 1, ascending; every bag has a cell.
+        bag_of_cell: Which bag each cell is in, 0 to n_bags - 1, ascending; every bag has a cell
+            inside its region.
         field: Region tokens: row 0 of each bag describes its own whole field, the others the
             mean over neighbouring regions in rings of growing radius, after the fitted transform.
         n_bags: Number of bags.
@@ -39,3 +79,166 @@ class BagBatch:
     n_bags: int
     target: Float[Tensor, "bag gene"] | None = None
     is_observed: Bool[Tensor, "bag gene"] | None = None
+
+    def __post_init__(self) -> None:
+        self._check_shapes()
+        # On an accelerator each of these checks would wait for the device; batches are made on
+        # the CPU and moved whole.
+        if self.features.device.type == "cpu":
+            self._check_rows()
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of all bags, context cells included."""
+        return len(self.bag_of_cell)
+
+    def cells_per_bag(self) -> Int[Tensor, " bag"]:
+        """Number of cells of each bag, context cells included."""
+        return torch.bincount(self.bag_of_cell, minlength=self.n_bags)
+
+    def to(self, device: torch.device | str) -> "BagBatch":
+        """The same batch on another device."""
+        moved = {
+            f.name: getattr(self, f.name).to(device)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def take(self, indices: Int[Tensor, " bag"]) -> "BagBatch":
+        """These bags in this order; equal to collating them one by one.
+
+        Raises:
+            DataError: If there are none, or one is not in the batch.
+        """
+        if len(indices) == 0:
+            raise DataError("no bags were asked for; give at least one index")
+        # A batch on an accelerator is not asked for its extremes: that would wait for the device.
+        if indices.device.type == "cpu" and (
+            int(indices.min()) < 0 or int(indices.max()) >= self.n_bags
+        ):
+            raise DataError(
+                f"bags {int(indices.min())} to {int(indices.max())} were asked for, "
+                f"the batch has 0 to {self.n_bags - 1}"
+            )
+        n_cells = self.cells_per_bag()
+        first = n_cells.cumsum(0) - n_cells
+        n_taken = n_cells[indices]
+        bag_of_cell = torch.repeat_interleave(torch.arange(len(indices)).to(indices), n_taken)
+        shift = (n_taken.cumsum(0) - n_taken - first[indices])[bag_of_cell]
+        rows = torch.arange(len(bag_of_cell)).to(indices) - shift
+        neighbours = self.neighbours[rows]
+        return BagBatch(
+            features=self.features[rows],
+            offset_um=self.offset_um[rows],
+            is_inside=self.is_inside[rows],
+            neighbours=torch.where(neighbours < 0, neighbours, neighbours + shift[:, None]),
+            phenotype=self.phenotype[rows],
+            bag_of_cell=bag_of_cell,
+            field=self.field[indices],
+            n_bags=len(indices),
+            target=None if self.target is None else self.target[indices],
+            is_observed=None if self.is_observed is None else self.is_observed[indices],
+        )
+
+    def _check_shapes(self) -> None:
+        n_cells, n_bags = len(self.bag_of_cell), self.n_bags
+        wanted = {
+            "features": (n_cells, None),
+            "offset_um": (n_cells, 2),
+            "is_inside": (n_cells,),
+            "neighbours": (n_cells, None),
+            "phenotype": (n_cells,),
+            "bag_of_cell": (n_cells,),
+            "field": (n_bags, None, None),
+            "target": (n_bags, None),
+            "is_observed": (n_bags, None),
+        }
+        for name, shape in wanted.items():
+            value = getattr(self, name)
+            if value is not None and not _fits(value, shape):
+                raise DataError(
+                    f"a batch of {n_bags} bags and {n_cells} cells has {name} of shape "
+                    f"{tuple(value.shape)}; wanted {shape} (None = any)"
+                )
+
+    def _check_rows(self) -> None:
+        n_cells, n_bags = self.n_cells, self.n_bags
+        if n_bags < 1:
+            raise DataError("a batch has no bag; give at least one")
+        step = self.bag_of_cell.diff()
+        if n_cells and bool(((step < 0) | (step > 1)).any()):
+            raise DataError("bag_of_cell is not ascending by steps of 0 or 1; sort cells by bag")
+        if not n_cells or int(self.bag_of_cell[0]) != 0 or int(self.bag_of_cell[-1]) != n_bags - 1:
+            raise DataError(
+                f"bag_of_cell does not run from 0 to {n_bags - 1}; every bag has a cell"
+            )
+        n_inside = torch.zeros(n_bags, dtype=torch.int64)
+        n_inside.index_add_(0, self.bag_of_cell.long(), self.is_inside.long())
+        if bool((n_inside == 0).any()):
+            empty = int((n_inside == 0).nonzero()[0])
+            raise DataError(f"bag {empty} has no cell inside its region; drop the region")
+        self._check_neighbours()
+
+    def _check_neighbours(self) -> None:
+        rows = torch.arange(self.n_cells)
+        if not self.neighbours.shape[1] or not torch.equal(self.neighbours[:, 0].long(), rows):
+            raise DataError("column 0 of neighbours is not the cell itself; use knn_within_bags")
+        if int(self.neighbours.max()) >= self.n_cells:
+            raise DataError(f"neighbours name row {int(self.neighbours.max())} of {self.n_cells}")
+        leaves = self.bag_of_cell[self.neighbours.clamp(min=0)] != self.bag_of_cell[:, None]
+        if bool((leaves & (self.neighbours >= 0)).any()):
+            raise DataError("a neighbour lies in another bag; use knn_within_bags")
+
+
+Bag = BagBatch
+"""A batch of one region."""
+
+
+def collate(batches: Sequence[BagBatch]) -> BagBatch:
+    """Put batches one after another: the one way that bags become a bigger batch.
+
+    Raises:
+        MismatchError: If features, rings or genes differ in number, or some have no target.
+    """
+    if not batches:
+        raise DataError("no bags to collate; give at least one")
+    for name in ("target", "is_observed"):
+        if len({getattr(batch, name) is None for batch in batches}) > 1:
+            raise MismatchError(f"some bags have {name}, others have none; give it to all or none")
+    for name in ("features", "neighbours", "field", "target"):
+        shapes = {
+            tuple(getattr(b, name).shape[1:]) for b in batches if getattr(b, name) is not None
+        }
+        if len(shapes) > 1:
+            raise MismatchError(f"bags differ in the shape of {name}: {sorted(shapes)}")
+    joined = {
+        name: torch.cat([getattr(batch, name) for batch in batches])
+        for name in ("features", "offset_um", "is_inside", "phenotype", "field")
+    }
+    neighbours, bag_of_cell, n_cells, n_bags = [], [], 0, 0
+    for batch in batches:
+        rows = batch.neighbours
+        neighbours.append(torch.where(rows < 0, rows, rows + n_cells))
+        bag_of_cell.append(batch.bag_of_cell + n_bags)
+        n_cells += batch.n_cells
+        n_bags += batch.n_bags
+    return BagBatch(
+        **joined,
+        neighbours=torch.cat(neighbours),
+        bag_of_cell=torch.cat(bag_of_cell),
+        n_bags=n_bags,
+        target=_join([batch.target for batch in batches]),
+        is_observed=_join([batch.is_observed for batch in batches]),
+    )
+
+
+def _fits(value: Tensor, shape: tuple[int | None, ...]) -> bool:
+    return value.ndim == len(shape) and all(
+        wanted in (None, got) for got, wanted in zip(value.shape, shape, strict=True)
+    )
+
+
+def _join(values: Sequence[Tensor | None]) -> Tensor | None:
+    present = [value for value in values if value is not None]
+    return torch.cat(present) if present else None

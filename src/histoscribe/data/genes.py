@@ -1,13 +1,20 @@
 """GenePanel: which genes a matrix has, in which order, under which names."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Int
 
+from histoscribe.data.checks import check_distinct, check_length
+from histoscribe.errors import DataError
+
 Namespace = Literal["ensembl", "symbol"]
+
+VERSIONED = re.compile(r"ENS[A-Z]*\d{11}\.\d+")
+"""A stable id with its version, e.g. ENSG00000075624.17."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,18 @@ class GenePanel:
     ids: tuple[str, ...]
     symbols: tuple[str, ...]
     namespace: Namespace
+
+    def __post_init__(self) -> None:
+        check_length("the symbols of a gene panel", self.symbols, len(self.ids))
+        check_distinct("gene panel", self.ids, "column", "sum or drop the duplicates first")
+        if self.namespace not in get_args(Namespace):
+            raise DataError(
+                f"gene namespace {self.namespace!r}; wanted one of {get_args(Namespace)}"
+            )
+        if self.namespace == "ensembl":
+            versioned = next((gene for gene in self.ids if VERSIONED.fullmatch(gene)), None)
+            if versioned:
+                raise DataError(f"Ensembl id {versioned} carries a version; strip it first")
 
     def __len__(self) -> int:
         return len(self.ids)

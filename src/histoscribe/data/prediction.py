@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
+from histoscribe.data.checks import check_array, check_finite, check_length, check_named, freeze
 from histoscribe.data.genes import GenePanel
 from histoscribe.data.provenance import Provenance
-from histoscribe.data.regions import RegionKind
+from histoscribe.data.regions import RegionKind, check_region_names
+from histoscribe.errors import DataError
 
 PredictionUnit = str
 """E.g. "log1p_cp10k", "log1p_counts", "counts", "cp10k"."""
@@ -38,6 +40,27 @@ class Prediction:
     unit: PredictionUnit
     model_id: str
     provenance: Provenance
+
+    def __post_init__(self) -> None:
+        n_regions = len(self.region_id)
+        check_named("model_id", self.model_id)
+        check_named("unit", self.unit)
+        check_length("slide_id", self.slide_id, n_regions)
+        check_region_names(self.slide_id, self.region_id)
+        check_array("xy_um of the prediction", self.xy_um, np.float32, (n_regions, 2))
+        check_array("mean", self.mean, np.float32, (n_regions, len(self.genes)))
+        if self.kind != "bulk":
+            check_finite("xy_um of the prediction", self.xy_um)
+        is_missing = np.isnan(self.mean)
+        broken = (is_missing.any(axis=1) & ~is_missing.all(axis=1)) | np.isinf(self.mean).any(
+            axis=1
+        )
+        if broken.any():
+            raise DataError(
+                f"the prediction of region {self.region_id[int(broken.argmax())]} is NaN for some "
+                "genes only, or infinite; the model has diverged: lower the learning rate"
+            )
+        freeze(self, "xy_um", "mean")
 
     def __len__(self) -> int:
         return len(self.region_id)

@@ -6,9 +6,16 @@ import numpy as np
 from jaxtyping import Bool
 from scipy.sparse import csr_array
 
+from histoscribe.data.checks import (
+    check_distinct,
+    check_length,
+    check_observed,
+    freeze,
+    tidy_expression,
+)
 from histoscribe.data.genes import GenePanel
 from histoscribe.data.provenance import Provenance
-from histoscribe.data.regions import ExpressionUnit
+from histoscribe.data.regions import ExpressionUnit, check_unit
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,19 @@ class Profiles:
     provenance: Provenance
     label: tuple[str, ...] | None = None
     text: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_distinct("profile_id", self.profile_id, "row", "rename or drop the duplicates")
+        check_unit(self.expression_unit)
+        expression = tidy_expression(
+            self.expression, self.expression_unit, self.profile_id, self.genes.ids
+        )
+        object.__setattr__(self, "expression", expression)
+        check_observed(expression, self.gene_observed, self.genes.ids)
+        for name in ("label", "text"):
+            if getattr(self, name) is not None:
+                check_length(name, getattr(self, name), len(self))
+        freeze(self, "gene_observed")
 
     def __len__(self) -> int:
         return len(self.profile_id)

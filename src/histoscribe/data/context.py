@@ -1,0 +1,174 @@
+"""What surrounds a region: its whole field of view, and the mean of the regions around it."""
+
+import numpy as np
+from jaxtyping import Float, Float32
+from scipy.sparse import csr_array
+from scipy.spatial import KDTree
+
+from histoscribe.data.bags import BagConfig
+from histoscribe.data.cells import Cells
+from histoscribe.data.join import assign_cells
+from histoscribe.data.regions import Regions
+from histoscribe.data.tiles import Tiles
+from histoscribe.errors import DataError, MismatchError
+
+CHUNK = 4096
+"""Regions asked of a tree at once; bounds memory on slides of many regions."""
+
+
+def describe_regions(
+    cells: Cells, tiles: Tiles, regions: Regions, config: BagConfig
+) -> Float32[np.ndarray, "region ring descriptor"]:
+    """Describe the field of each region of one slide, and of the regions around it.
+
+    Ring 0 of region r is
+
+        d[r] = [features of the square field of side field_side_um around r |
+                mean features of the nuclei inside r | log(1 + number of nuclei inside r)]
+
+    where the field is pooled from the tiles centred in it, to what one pooling of the whole field
+    would give: mean of the means m, and deviation sqrt(avg(s^2 + m^2) - avg(m)^2) of all its
+    pixels from the tiles' m and s.
+
+    and ring j is the mean of d over the *other* regions whose centres lie within rings_um[j - 1]
+    of r (discs, each holding the smaller ones); where there are none, the ring before it. Ring 0
+    holds nothing of the expression, and nothing is fitted.
+
+    A region without a nucleus or without a tile has NaN in every ring, and is left out of the
+    means of the others.
+
+    Departs from the paper, which knows no context between regions.
+
+    Args:
+        cells: Cells of the slide.
+        tiles: Tiles of the slide.
+        regions: Regions of the slide.
+        config: Radii.
+
+    Raises:
+        DataError: If the regions are bulk, or of several slides.
+        MismatchError: If slides or encoders differ.
+    """
+    _check_one_slide(regions, cells.slide_id)
+    if tiles.slide_id != cells.slide_id or tiles.encoder_id != cells.encoder_id:
+        raise MismatchError(
+            f"tiles of {tiles.slide_id} by {tiles.encoder_id} do not belong to cells of "
+            f"{cells.slide_id} by {cells.encoder_id}; prepare the slide again"
+        )
+    inside = assign_cells(cells.xy_um, regions.xy_um, regions.radius_um, ring_um=0.0)
+    n_nuclei = np.bincount(inside.region, minlength=len(regions))
+    of_cells = _averaging(inside.region, inside.cell, (len(regions), len(cells)))
+    of_tiles = _in_field(tiles, regions, config.field_side_um)
+    own = np.concatenate(
+        [
+            _pool_deviations(of_tiles, tiles.features),
+            _mean_rows(of_cells, cells.features),
+            np.log1p(n_nuclei, dtype=np.float32)[:, None],
+        ],
+        axis=1,
+    )
+    return _average_rings(own, regions.xy_um, config.rings_um)
+
+
+def colour_of_regions(
+    tiles: Tiles, regions: Regions, field_side_um: float
+) -> Float32[np.ndarray, "region 6"]:
+    """Mean red, green, blue of each region's field, then their standard deviations, 0 to 255.
+
+    The deviation is that of all pixels of the field: it pools those within the tiles and that
+    between them. NaN where a region has no tile.
+    """
+    _check_one_slide(regions, tiles.slide_id)
+    return _pool_deviations(_in_field(tiles, regions, field_side_um), tiles.colour)
+
+
+def _in_field(tiles: Tiles, regions: Regions, field_side_um: float) -> csr_array:
+    """Weights that average the tiles centred in the square field of each region."""
+    return _within(regions.xy_um, tiles.xy_um, field_side_um / 2, norm=np.inf)
+
+
+def _pool_deviations(
+    weights: csr_array, values: Float[np.ndarray, "tile feature"]
+) -> Float32[np.ndarray, "region feature"]:
+    """Pool rows of means, then as many deviations, to those of all pixels together."""
+    half = values.shape[1] // 2
+    mean, deviation = values[:, :half].astype(np.float32), values[:, half:].astype(np.float32)
+    means = _mean_rows(weights, mean)
+    variance = _mean_rows(weights, deviation**2 + mean**2) - means**2
+    return np.concatenate([means, np.sqrt(variance.clip(min=0))], axis=1)
+
+
+def _average_rings(
+    own: Float32[np.ndarray, "region descriptor"],
+    xy_um: Float32[np.ndarray, "region 2"],
+    rings_um: tuple[float, ...],
+) -> Float32[np.ndarray, "region ring descriptor"]:
+    described = np.flatnonzero(np.isfinite(own).all(axis=1))
+    rings = np.full((len(own), 1 + len(rings_um), own.shape[1]), np.nan, dtype=np.float32)
+    rings[described, 0] = own[described]
+    for ring, reach_um in enumerate(rings_um, start=1):
+        others = _within(xy_um[described], xy_um[described], reach_um, without_self=True)
+        mean = _mean_rows(others, own[described])
+        is_alone = np.isnan(mean[:, 0])
+        mean[is_alone] = rings[described[is_alone], ring - 1]
+        rings[described, ring] = mean
+    return rings
+
+
+def _within(
+    centres: Float[np.ndarray, "region 2"],
+    points: Float[np.ndarray, "point 2"],
+    reach_um: float,
+    *,
+    norm: float = 2.0,
+    without_self: bool = False,
+) -> csr_array:
+    """Weights that average the points within reach of each centre; empty rows where there are none.
+
+    `norm` 2 reaches a disc, infinity a square; `without_self` leaves out the point of a centre's
+    own row.
+    """
+    shape = (len(centres), len(points))
+    if not len(points) or not len(centres):
+        return csr_array(shape, dtype=np.float32)
+    tree = KDTree(points)
+    rows, columns = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for start in range(0, len(centres), CHUNK):
+        found = tree.query_ball_point(
+            centres[start : start + CHUNK], reach_um, p=norm, return_sorted=True
+        )
+        rows.append(np.repeat(np.arange(len(found)) + start, [len(f) for f in found]))
+        columns += [np.asarray(f, dtype=np.int64) for f in found]
+    row, column = np.concatenate(rows), np.concatenate(columns)
+    if without_self:
+        is_other = row != column
+        row, column = row[is_other], column[is_other]
+    return _averaging(row, column, shape)
+
+
+def _averaging(row: np.ndarray, column: np.ndarray, shape: tuple[int, int]) -> csr_array:
+    """A sparse matrix whose filled rows sum to 1."""
+    n_in_row = np.bincount(row, minlength=shape[0])
+    weight = (1.0 / n_in_row[row]).astype(np.float32)
+    return csr_array((weight, (row, column)), shape=shape)
+
+
+def _mean_rows(
+    weights: csr_array, values: Float[np.ndarray, "point feature"]
+) -> Float32[np.ndarray, "region feature"]:
+    """Weighted mean of the rows; NaN where a row of weights is empty."""
+    used = np.unique(weights.indices)  # of a million cells, widen only those near a region
+    mean = weights[:, used] @ values[used].astype(np.float32)
+    mean[np.diff(weights.indptr) == 0] = np.nan
+    return np.asarray(mean, dtype=np.float32)
+
+
+def _check_one_slide(regions: Regions, slide_id: str) -> None:
+    if regions.kind == "bulk":
+        raise DataError("bulk regions have no place on the slide and no field to describe")
+    strangers = sorted(set(regions.slide_id) - {slide_id})
+    if strangers:
+        raise MismatchError(
+            f"regions of {', '.join(strangers[:3])} came with the slide {slide_id}; "
+            "describe one slide at a time"
+        )
