@@ -1,0 +1,117 @@
+"""JPEG and PNG: decoded once, whole, and held. They carry no scale of their own.
+
+Pixels are taken as stored: an EXIF orientation is not applied, since the coordinates of spots
+refer to the stored pixels.
+"""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+
+from histoscribe.errors import DataError
+
+LARGEST_PX = 1_000_000_000  # 3 GB once decoded; larger scans come as pyramids
+END_MARKS = (b"\xff\xd9", b"IEND")
+TAIL_BYTES = 4096
+COLOUR_MODES = ("RGB", "RGBA", "P", "CMYK", "YCbCr")
+
+
+def open_image(path: Path) -> "ImageSource":
+    """Open a JPEG or PNG.
+
+    Raises:
+        DataError: Broken, truncated, grey, 16-bit or too large to hold decoded.
+    """
+    with _open(path) as image:
+        size, mode = image.size, image.mode
+    if mode not in COLOUR_MODES:
+        msg = f"{path}: an image of mode {mode}; wanted 8-bit colour (RGB). Export it as RGB."
+        raise DataError(msg)
+    if size[0] * size[1] > LARGEST_PX:
+        msg = (
+            f"{path}: {size[0]} x {size[1]} px are too many to hold decoded (at most "
+            f"{LARGEST_PX:,} px). Convert it to a pyramidal TIFF."
+        )
+        raise DataError(msg)
+    source = ImageSource(path, size)
+    if not _has_end_mark(path):
+        source.decode()  # finds out now, not halfway through a run
+    return source
+
+
+class ImageSource:
+    """The pixels of a JPEG or PNG, decoded at the first reading."""
+
+    stated_mpp = None
+
+    def __init__(self, path: Path, size_px: tuple[int, int]) -> None:
+        self.path = path
+        self.level_size_px = (size_px,)
+        self._pixels: UInt8[np.ndarray, "y x 3"] | None = None
+        self._lock = threading.Lock()
+
+    def read_pixels(
+        self,
+        level: int,  # noqa: ARG002 - there is one
+        xy_px: tuple[int, int],
+        size_px: tuple[int, int],
+    ) -> UInt8[np.ndarray, "y x 3"]:
+        """A rectangle of the image."""
+        pixels = self.decode()
+        (x, y), (width, height) = xy_px, size_px
+        return pixels[y : y + height, x : x + width]
+
+    def decode(self) -> UInt8[np.ndarray, "y x 3"]:
+        """All pixels, RGB, transparent ones white.
+
+        Raises:
+            DataError: The file ends early or is damaged.
+        """
+        with self._lock:
+            if self._pixels is None:
+                self._pixels = _decode(self.path)
+            return self._pixels
+
+
+def _open(path: Path) -> ImageFile:
+    # the classes themselves, not Image.open: its guard against decompression bombs stops
+    # ordinary sections of 92 million pixels and is a global setting; LARGEST_PX is ours
+    with path.open("rb") as file:
+        opener = PngImageFile if file.read(4) == b"\x89PNG" else JpegImageFile
+    try:
+        return opener(path)
+    except (OSError, SyntaxError, ValueError) as fault:
+        raise _broken(path, fault) from fault
+
+
+def _decode(path: Path) -> UInt8[np.ndarray, "y x 3"]:
+    with _open(path) as image:
+        try:
+            image.load()
+        except (OSError, SyntaxError, ValueError) as fault:
+            raise _broken(path, fault) from fault
+        if image.mode in ("RGBA", "P"):
+            rgba = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+            return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
+        return np.asarray(image.convert("RGB"))
+
+
+def _has_end_mark(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        tail = file.read()
+    return any(mark in tail for mark in END_MARKS)
+
+
+def _broken(path: Path, fault: Exception) -> DataError:
+    return DataError(
+        f"{path}: truncated or damaged image ({fault}); wanted a whole JPEG or PNG. "
+        "Copy it again from its source."
+    )

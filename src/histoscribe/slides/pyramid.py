@@ -1,0 +1,168 @@
+"""PyramidSlide: a Slide over any PixelSource; chooses the level and resamples."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from histoscribe.errors import DataError
+from histoscribe.slides.pixels import PixelSource
+from histoscribe.slides.resample import apply_filters, axis_filter
+from histoscribe.types import Box
+
+LARGEST_ENLARGEMENT = 2.0  # beyond it there is nothing in the pixels for an encoder to see
+ROUNDING = 1e-6  # 0.5 µm/px asked of a level of 0.5 µm/px is no enlargement
+BLOCK_PX = 16_000_000  # source pixels filtered at a time: 200 MB as float32 RGB
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How pixels at some resolution are made from a slide: part of the provenance.
+
+    Attributes:
+        level: Level read from, 0 the finest.
+        level_mpp: Its resolution, (x, y).
+        filter: "area" when shrinking, "bilinear" when enlarging.
+        enlargement: Output pixels per source pixel along the axis enlarged most, at least 1.
+    """
+
+    level: int
+    level_mpp: tuple[float, float]
+    filter: Literal["area", "bilinear"]
+    enlargement: float
+
+
+class PyramidSlide:
+    """An image file as a Slide.
+
+    Pickles as (path, mpp, slide_id) and opens the file again where it arrives.
+
+    Attributes:
+        notes: What a user should know of it though nothing stops (anisotropic pixels, ...).
+    """
+
+    def __init__(
+        self,
+        source: PixelSource,
+        mpp: tuple[float, float],
+        slide_id: str,
+        notes: tuple[str, ...],
+        reopen: tuple[Callable[..., Any], tuple[Any, ...]],
+    ) -> None:
+        self._source = source
+        self._mpp = mpp
+        self._slide_id = slide_id
+        self._reopen = reopen
+        self.notes = notes
+        self._downsamples = tuple(
+            (_downsample(full[0], size[0]), _downsample(full[1], size[1]))
+            for full, size in ((source.level_size_px[0], s) for s in source.level_size_px)
+        )
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self._reopen
+
+    def __repr__(self) -> str:
+        return f"<{self.slide_id}: {self.size_px} px, {self.mpp} µm/px, {self.path.name}>"
+
+    @property
+    def slide_id(self) -> str:
+        """Name of the slide."""
+        return self._slide_id
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._source.path
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Width and height of the full-resolution level."""
+        return self._source.level_size_px[0]
+
+    @property
+    def mpp(self) -> tuple[float, float]:
+        """µm per pixel of the full-resolution level, (x, y)."""
+        return self._mpp
+
+    @property
+    def level_mpp(self) -> tuple[tuple[float, float], ...]:
+        """µm per pixel of every level, finest first."""
+        return tuple((self._mpp[0] * x, self._mpp[1] * y) for x, y in self._downsamples)
+
+    def describe_reading(self, mpp: float) -> Reading:
+        """How `read` makes pixels of `mpp` µm: the coarsest level that is fine enough.
+
+        Raises:
+            DataError: Not a positive number, or more than twice finer than the file holds.
+        """
+        if not (np.isfinite(mpp) and mpp > 0):
+            msg = f"{self.path}: asked for {mpp} µm/px; wanted a positive number."
+            raise DataError(msg)
+        fine = [
+            level
+            for level, (x, y) in enumerate(self.level_mpp)
+            if max(x, y) <= mpp * (1 + ROUNDING)
+        ]
+        level = max(fine, key=lambda one: self.level_mpp[one], default=0)
+        level_mpp = self.level_mpp[level]
+        enlargement = max(*level_mpp, mpp) / mpp
+        if enlargement > LARGEST_ENLARGEMENT * (1 + ROUNDING):
+            msg = (
+                f"{self.path}: its finest level has {level_mpp[0]:.4g} µm/px, {mpp:.4g} were "
+                f"asked, an enlargement of {enlargement:.2f}x; at most "
+                f"{LARGEST_ENLARGEMENT:.0f}x is made. Ask for {level_mpp[0] / 2:.3g} µm/px or "
+                "more, or give a finer scan."
+            )
+            raise DataError(msg)
+        is_enlarged = enlargement > 1 + ROUNDING
+        return Reading(
+            level,
+            level_mpp,
+            "bilinear" if is_enlarged else "area",
+            enlargement if is_enlarged else 1.0,
+        )
+
+    def read(self, box: Box, mpp: float) -> UInt8[np.ndarray, "y x 3"]:
+        """The box at `mpp` µm per pixel; see `Slide.read`.
+
+        Raises:
+            DataError: A box of no size, a resolution beyond the file's, or a broken file.
+        """
+        reading = self.describe_reading(mpp)
+        n_x, n_y = round(box.width_um / mpp), round(box.height_um / mpp)
+        if n_x < 1 or n_y < 1:
+            msg = f"{self.path}: {box} holds no pixel of {mpp:.4g} µm; wanted at least one."
+            raise DataError(msg)
+        width, height = self._source.level_size_px[reading.level]
+        step_x, step_y = mpp / reading.level_mpp[0], mpp / reading.level_mpp[1]
+        if reading.filter == "area":
+            step_x, step_y = max(step_x, 1.0), max(step_y, 1.0)  # 0.9999999 is 1
+        start_x, start_y = box.x_um / reading.level_mpp[0], box.y_um / reading.level_mpp[1]
+        across = axis_filter(start_x, step_x, n_x, width)
+        n_rows = max(1, int(BLOCK_PX / max(across.stop - across.first, 1) / step_y))
+        image = np.empty((n_y, n_x, 3), dtype=np.uint8)
+        for row in range(0, n_y, n_rows):
+            n = min(n_rows, n_y - row)
+            down = axis_filter(start_y + row * step_y, step_y, n, height)
+            size = (across.stop - across.first, down.stop - down.first)
+            pixels = (
+                self._source.read_pixels(reading.level, (across.first, down.first), size)
+                if min(size) > 0
+                else np.empty((0, 0, 3), dtype=np.uint8)
+            )
+            image[row : row + n] = apply_filters(pixels, down, across)
+        return image
+
+
+def _downsample(full: int, size: int) -> float:
+    """Full-resolution pixels per level pixel.
+
+    Writers halve and drop the odd last pixel: 3567 -> 1783 is a factor of 2, not 2.0006, which
+    would shift the far end of a large slide.
+    """
+    ratio = full / size
+    return float(round(ratio)) if abs(full / round(ratio) - size) <= 1 else ratio
