@@ -1,0 +1,227 @@
+"""The manifest: one CSV row per section, paths relative to the manifest's own folder.
+
+Columns: sample, patient, slide, mpp, expression; optional: platform (legacy-st or h5ad, told by
+the ending where empty), spots, genes, diameter_um, pitch_um, min_counts.
+"""
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+from histoscribe.errors import DataError
+from histoscribe.readers.section import LEGACY_ST, VISIUM, SpotSizes
+
+REQUIRED = ("sample", "patient", "slide", "mpp", "expression")
+OPTIONAL = ("platform", "spots", "genes", "diameter_um", "pitch_um", "min_counts")
+FILES = ("slide", "expression", "spots", "genes")
+SIZES = ("diameter_um", "pitch_um", "min_counts")
+FORBIDDEN_IN_NAME = ("/", "\\", ":", "..")  # a sample names a folder of the study
+
+Platform = Literal["legacy-st", "h5ad"]
+DEFAULT_SIZES: dict[Platform, SpotSizes] = {"legacy-st": LEGACY_ST, "h5ad": VISIUM}
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """One section of a study, paths absolute.
+
+    Attributes:
+        sample: Name of the section; its slide goes by it too.
+        patient: What splits are made by.
+        slide: The image.
+        mpp: µm per pixel of the slide, or None to take what the file says.
+        expression: The counts, or None for a slide to predict on.
+        platform: How the counts are laid out, or None without counts.
+        spots: The table of spots, for legacy-st.
+        genes: A table of gene symbols, for legacy-st.
+        sizes: Spot diameter, pitch and least counts, or None without counts.
+    """
+
+    sample: str
+    patient: str
+    slide: Path
+    mpp: float | None
+    expression: Path | None
+    platform: Platform | None
+    spots: Path | None
+    genes: Path | None
+    sizes: SpotSizes | None
+
+
+class Record(NamedTuple):
+    """One row as text.
+
+    Attributes:
+        number: As a spreadsheet counts, the header being row 1.
+        cells: Text of each column of the header.
+        home: The manifest's folder.
+    """
+
+    number: int
+    cells: dict[str, str]
+    home: Path
+
+    def at(self, column: str) -> str:
+        """Where a fault lies, and what stands there."""
+        return f"row {self.number}, column {column} ({self.cells.get(column, '')!r}):"
+
+
+def read_manifest(path: str | Path) -> list[SampleRow]:
+    """Read and check a manifest, all of it before anything is opened.
+
+    Raises:
+        DataError: One message that lists every fault with its row and column.
+    """
+    path = Path(path)
+    records = _records(path)
+    faults: list[str] = []
+    rows = [_row(record, faults) for record in records]
+    faults += _repeats(records, "sample") + _repeats(records, "slide")
+    if faults:
+        listed = "\n  ".join(faults)
+        msg = f"{path}: {len(faults)} fault(s) in the manifest; mend these rows:\n  {listed}"
+        raise DataError(msg)
+    return [row for row in rows if row is not None]
+
+
+def write_manifest(rows: Sequence[dict[str, str]], path: Path) -> None:
+    """Write rows (as `her2st_manifest` makes them) as a manifest."""
+    used = [name for name in (*REQUIRED, *OPTIONAL) if any(name in row for row in rows)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, used, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _records(path: Path) -> list[Record]:
+    if not path.is_file():
+        msg = f"{path}: no such manifest; wanted a CSV with the columns {', '.join(REQUIRED)}."
+        raise DataError(msg)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write the mark
+            lines = list(csv.reader(file))
+    except (UnicodeDecodeError, csv.Error) as fault:
+        msg = f"{path}: cannot be read as CSV ({fault}); save it as CSV in UTF-8."
+        raise DataError(msg) from fault
+    header = [name.strip() for name in lines[0]] if lines else []
+    lacking = [name for name in REQUIRED if name not in header]
+    unknown = [name for name in header if name not in (*REQUIRED, *OPTIONAL)]
+    if lacking or unknown or len(set(header)) < len(header):
+        msg = (
+            f"{path}: the header is {', '.join(header) or 'empty'}; lacking: "
+            f"{', '.join(lacking) or 'none'}; unknown: {', '.join(unknown) or 'none'}. Wanted "
+            f"{', '.join(REQUIRED)}, and if needed {', '.join(OPTIONAL)}, each once."
+        )
+        raise DataError(msg)
+    body = [
+        Record(number, _cells(header, line), path.resolve().parent)
+        for number, line in enumerate(lines[1:], start=2)
+        if any(cell.strip() for cell in line)
+    ]
+    too_long = [
+        str(number)
+        for number, line in enumerate(lines[1:], start=2)
+        if any(cell.strip() for cell in line[len(header) :])
+    ]
+    if too_long:
+        msg = (
+            f"{path}: more values than the {len(header)} columns in row {', '.join(too_long[:5])}; "
+            "wanted one for each. Write numbers with a decimal point, and quote names with commas."
+        )
+        raise DataError(msg)
+    if not body:
+        msg = f"{path}: a header and no rows; wanted a row per section."
+        raise DataError(msg)
+    return body
+
+
+def _cells(header: Sequence[str], line: Sequence[str]) -> dict[str, str]:
+    padded = [*line, *[""] * len(header)]
+    return {name: padded[at].strip() for at, name in enumerate(header)}
+
+
+def _row(record: Record, faults: list[str]) -> SampleRow | None:
+    n_before = len(faults)
+    for column in ("sample", "patient", "slide"):
+        if not record.cells[column]:
+            faults.append(f"{record.at(column)} empty; wanted a value")
+    if any(sign in record.cells["sample"] for sign in FORBIDDEN_IN_NAME):
+        faults.append(f"{record.at('sample')} names a folder of the study; wanted no / \\ : or ..")
+    files = {column: _file(record, column, faults) for column in FILES}
+    platform = _platform(record, faults)
+    if platform == "legacy-st" and not record.cells.get("spots"):
+        faults.append(f"{record.at('spots')} empty; legacy-st needs the table of spots")
+    mpp = _number(record, "mpp", faults)
+    sizes = _sizes(record, platform, faults)
+    if len(faults) > n_before or files["slide"] is None:
+        return None
+    return SampleRow(
+        sample=record.cells["sample"],
+        patient=record.cells["patient"],
+        slide=files["slide"],
+        mpp=mpp,
+        expression=files["expression"],
+        platform=platform,
+        spots=files["spots"],
+        genes=files["genes"],
+        sizes=sizes,
+    )
+
+
+def _file(record: Record, column: str, faults: list[str]) -> Path | None:
+    if not record.cells.get(column):
+        return None
+    file = record.home / record.cells[column]
+    if not file.is_file():
+        faults.append(f"{record.at(column)} no such file; wanted one, from {record.home}")
+    return file
+
+
+def _platform(record: Record, faults: list[str]) -> Platform | None:
+    if not record.cells["expression"]:
+        return None
+    given = record.cells.get("platform")
+    by_ending: Platform = "h5ad" if record.cells["expression"].endswith(".h5ad") else "legacy-st"
+    for platform in get_args(Platform):
+        if platform == (given or by_ending):
+            return platform
+    faults.append(f"{record.at('platform')} unknown; wanted {' or '.join(get_args(Platform))}")
+    return None
+
+
+def _number(record: Record, column: str, faults: list[str]) -> float | None:
+    text = record.cells.get(column)
+    if not text:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        faults.append(f"{record.at(column)} no number of 0 or more (decimal point, not comma)")
+        return None
+    return number
+
+
+def _sizes(record: Record, platform: Platform | None, faults: list[str]) -> SpotSizes | None:
+    given = {column: _number(record, column, faults) for column in SIZES}
+    if platform is None:
+        return None
+    wanted = {column: value for column, value in given.items() if value is not None}
+    if "min_counts" in wanted:
+        wanted["min_counts"] = int(wanted["min_counts"])
+    return replace(DEFAULT_SIZES[platform], **wanted)
+
+
+def _repeats(records: Sequence[Record], column: str) -> list[str]:
+    """A sample twice would be one folder, a slide twice could be on both sides of a split."""
+    first: dict[str, int] = {}
+    return [
+        f"{record.at(column)} already in row {first[record.cells[column]]}; wanted each once"
+        for record in records
+        if record.cells[column]
+        and first.setdefault(record.cells[column], record.number) != record.number
+    ]

@@ -1,0 +1,39 @@
+"""One row of a manifest to regions, by its platform."""
+
+from histoscribe.data.regions import Regions
+from histoscribe.data.slide import Slide
+from histoscribe.errors import DataError
+from histoscribe.readers.legacy_st import read_legacy_st
+from histoscribe.readers.manifest import SampleRow
+from histoscribe.readers.report import ReadReport
+from histoscribe.readers.spot_table import read_spot_table
+
+
+def read_sample(row: SampleRow, slide: Slide) -> tuple[Regions, ReadReport] | None:
+    """The regions of a row; None where nothing was measured.
+
+    Args:
+        row: From `read_manifest`.
+        slide: The row's slide, opened under the sample's name.
+
+    Raises:
+        DataError: As the platform's reader has it.
+    """
+    if row.expression is None or row.sizes is None:
+        return None
+    if row.platform == "h5ad":
+        return read_spot_table(
+            row.expression, slide, sample_id=row.sample, patient_id=row.patient, sizes=row.sizes
+        )
+    if row.spots is None:
+        msg = f"sample {row.sample}: no table of spots; fill the column spots of the manifest."
+        raise DataError(msg)
+    return read_legacy_st(
+        row.expression,
+        row.spots,
+        slide,
+        sample_id=row.sample,
+        patient_id=row.patient,
+        sizes=row.sizes,
+        genes=row.genes,
+    )

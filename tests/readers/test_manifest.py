@@ -1,0 +1,120 @@
+from pathlib import Path
+
+import pytest
+
+from histoscribe.errors import DataError
+from histoscribe.readers.manifest import read_manifest, write_manifest
+from histoscribe.readers.section import LEGACY_ST, VISIUM
+
+HEADER = "sample,patient,slide,mpp,expression,spots,pitch_um"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    (tmp_path / "raw").mkdir()
+    for name in ("a.jpg", "b.svs", "c.tif", "a.tsv.gz", "a_spots.tsv", "b.h5ad"):
+        (tmp_path / "raw" / name).touch()
+    return tmp_path
+
+
+def write(home: Path, *rows: str, header: str = HEADER) -> Path:
+    path = home / "manifest.csv"
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def test_paths_are_the_manifests_own(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    first, second, third = read_manifest(
+        write(
+            home,
+            "A,p1,raw/a.jpg,0.69,raw/a.tsv.gz,raw/a_spots.tsv,",
+            "",
+            " B , p1,raw/b.svs,,raw/b.h5ad,,96.5",
+            f"C,p2,{home}/raw/c.tif,0.25,",
+        )
+    )
+    assert (first.sample, first.patient, first.mpp) == ("A", "p1", 0.69)
+    assert first.slide == home / "raw" / "a.jpg"
+    assert (first.platform, first.sizes) == ("legacy-st", LEGACY_ST)
+    assert (second.sample, second.mpp, second.platform) == ("B", None, "h5ad")
+    assert second.sizes is not None
+    assert (second.sizes.pitch_um, second.sizes.diameter_um) == (96.5, VISIUM.diameter_um)
+    assert (third.expression, third.platform, third.sizes) == (None, None, None)
+
+
+def test_every_fault_is_listed_with_its_row_and_column(home: Path) -> None:
+    path = write(
+        home,
+        "A,p1,raw/a.jpg,0.69,raw/a.tsv.gz,raw/a_spots.tsv,",
+        "A,,raw/none.svs,0;5,raw/gone.h5ad,,wide",
+        "C,p2,raw/a.jpg,nan,raw/a.tsv.gz,,",
+        "../D,p2,raw/c.tif,,,,",
+    )
+    with pytest.raises(DataError) as caught:
+        read_manifest(path)
+    faults = str(caught.value).splitlines()
+    assert "10 fault(s)" in faults[0]
+    for row, column, words in (
+        (3, "sample", "already in row 2"),
+        (3, "patient", "empty"),
+        (3, "slide", "no such file"),
+        (3, "expression", "no such file"),
+        (3, "mpp", "no number"),
+        (3, "pitch_um", "no number"),
+        (4, "slide", "already in row 2"),
+        (4, "mpp", "no number"),
+        (4, "spots", "legacy-st needs"),
+        (5, "sample", "names a folder"),
+    ):
+        hits = [one for one in faults if f"row {row}, column {column} " in one and words in one]
+        assert len(hits) == 1, (row, column)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the header is empty"),
+        ("sample,patient,slide\n", "lacking: mpp, expression"),
+        (HEADER + ",colour\n", "unknown: colour"),
+        (HEADER + ",mpp\n", "each once"),
+        (HEADER + "\n", "a header and no rows"),
+        (HEADER + "\nA,p1,raw/a.jpg,0.69,raw/a.tsv.gz,raw/a_spots.tsv,-3", "0 or more"),
+        (HEADER + "\nA,p1,raw/a.jpg,0.69,raw/a.tsv.gz,raw/a_spots.tsv,1,5", "more values than"),
+    ],
+)
+def test_a_bad_manifest_has_one_clear_message(home: Path, text: str, message: str) -> None:
+    (home / "manifest.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_manifest(home / "manifest.csv")
+
+
+def test_a_missing_or_binary_manifest_is_refused(home: Path) -> None:
+    with pytest.raises(DataError, match="no such manifest"):
+        read_manifest(home / "none.csv")
+    (home / "manifest.csv").write_bytes(b"\xff\xd8\xff\xe0\x00\x10")
+    with pytest.raises(DataError, match="cannot be read as CSV"):
+        read_manifest(home / "manifest.csv")
+
+
+def test_an_unknown_platform_is_refused(home: Path) -> None:
+    row = "A,p1,raw/a.jpg,0.69,raw/a.tsv.gz,raw/a_spots.tsv,200,slide-seq"
+    with pytest.raises(DataError, match=r"row 2, column platform \('slide-seq'\): unknown"):
+        read_manifest(write(home, row, header=HEADER + ",platform"))
+
+
+def test_what_is_written_is_read(home: Path) -> None:
+    rows = [
+        {
+            "sample": "A, left",
+            "patient": "p1",
+            "slide": str(home / "raw" / "a.jpg"),
+            "mpp": "0.69",
+            "expression": str(home / "raw" / "a.tsv.gz"),
+            "spots": str(home / "raw" / "a_spots.tsv"),
+            "platform": "legacy-st",
+        }
+    ]
+    write_manifest(rows, home / "again.csv")
+    (read,) = read_manifest(home / "again.csv")
+    assert (read.sample, read.mpp, read.platform) == ("A, left", 0.69, "legacy-st")
