@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 STAGES = (32, 64, 128, 256)  # channels of the encoder's stages, at stride 1, 2, 4, 8
 STRIDE = 16  # fields are padded to a multiple of this, as the published module does
-N_OUT = 5
 BN_EPS = 1e-5  # of the published batch normalisations
 
 
@@ -139,7 +138,9 @@ class InstanSegNetwork(nn.Module):
             relu=False,
         )
         self.eval()
-        self.to(memory_format=torch.channels_last)
+        for parameter in self.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.contiguous(memory_format=torch.channels_last)
 
     def forward(
         self, images: Float[Tensor, "field 3 y x"]

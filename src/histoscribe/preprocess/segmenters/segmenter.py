@@ -1,7 +1,7 @@
 """The contract of a segmenter, and the names under which segmenters are found."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int32, UInt8
@@ -9,10 +9,21 @@ from torch import Tensor
 
 
 class Calibration(NamedTuple):
-    """What is fitted once per slide, from its pixels alone: the value range of each channel."""
+    """What is fitted once per slide, from its pixels alone: the value range of each channel.
+
+    Channels are red, green and blue, or stains where a segmenter says so.
+    """
 
     low: tuple[float, float, float]
     high: tuple[float, float, float]
+
+
+def make_calibration(low: Float[np.ndarray, "3"], high: Float[np.ndarray, "3"]) -> Calibration:
+    """From arrays to plain floats, which provenance can record."""
+    return Calibration(
+        (float(low[0]), float(low[1]), float(low[2])),
+        (float(high[0]), float(high[1]), float(high[2])),
+    )
 
 
 @dataclass(frozen=True)
@@ -21,13 +32,15 @@ class Segmentation:
 
     Attributes:
         labels: 0 = none, 1 to n = a nucleus each.
-        maps: Feature maps over the same field, from fine to coarse; empty if there are none.
+        maps: Feature maps "channel my mx" over the same field, from fine to coarse; empty if
+            there are none.
     """
 
     labels: Int32[np.ndarray, "y x"]
-    maps: tuple[Float[Tensor, "channel my mx"], ...] = ()
+    maps: tuple[Float[Tensor, "_ _ _"], ...] = ()
 
 
+@runtime_checkable
 class Segmenter(Protocol):
     """Finds nuclei in fields that were read at its own `mpp`."""
 
