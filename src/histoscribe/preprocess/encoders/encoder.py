@@ -1,7 +1,8 @@
 """The contract of an encoder, and the names under which encoders are found."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -14,7 +15,8 @@ class EncoderIdentity:
 
     Attributes:
         name: E.g. "instanseg", "vit:dinov2-small".
-        weights_sha256: First 12 hex digits.
+        weights_sha256: First 12 hex digits, for a Vision Transformer over its weights and the
+            normalisation of its input.
         pooling: E.g. "nucleus-mean-std", "patch-mean", "cls+patch-mean".
         tile_um: Side of a cell's tile, or 0 for dense encoders.
         mpp: Resolution the encoder sees, µm per pixel.
@@ -35,28 +37,41 @@ class EncoderIdentity:
         )
 
 
+@runtime_checkable
 class DenseEncoder(Protocol):
     """Describes nuclei and tiles by pooling feature maps of the whole field."""
 
-    kind: Literal["dense"]
+    @property
+    def kind(self) -> Literal["dense"]: ...  # noqa: D102 - what `run` asks to know which it has
+
+    @property
+    def segmenter(self) -> str:
+        """Name of the segmenter whose maps it pools."""
+        ...
 
     @property
     def identity(self) -> EncoderIdentity: ...  # noqa: D102 - the name says it
 
     def pool(
         self,
-        maps: tuple[Tensor, ...],
+        maps: Sequence[Tensor],
         labels: np.ndarray,
     ) -> Float32[np.ndarray, "nucleus feature"]:
         """Features of nucleus 1 to n of `labels`."""
         ...
 
 
+@runtime_checkable
 class TileEncoder(Protocol):
     """Describes one cell, or one tile, at a time from an image of fixed physical size."""
 
-    kind: Literal["tile"]
-    tile_px: int
+    @property
+    def kind(self) -> Literal["tile"]: ...  # noqa: D102 - what `run` asks to know which it has
+
+    @property
+    def tile_px(self) -> int:
+        """Side of a cell's tile, in pixels of `identity.mpp`."""
+        ...
 
     @property
     def identity(self) -> EncoderIdentity: ...  # noqa: D102 - the name says it
@@ -65,10 +80,16 @@ class TileEncoder(Protocol):
         """Features of tiles that were read at `identity.mpp`."""
         ...
 
+    def encode_squares(
+        self, squares: UInt8[np.ndarray, "tile y x 3"]
+    ) -> Float32[np.ndarray, "tile feature"]:
+        """Means over squares of the tile grid, of any size, then as many standard deviations."""
+        ...
+
 
 ENCODERS = {
     "instanseg": "histoscribe.preprocess.encoders.instanseg:InstansegEncoder",
     "vit": "histoscribe.preprocess.encoders.transformers:load_vit",
     "toy": "histoscribe.preprocess.encoders.toy:ToyEncoder",
 }
-"""name -> "module:factory", imported when asked for."""
+"""name -> "module:factory", imported when asked for; "vit" takes the model's folder or hub id."""
