@@ -1,11 +1,28 @@
 """The contract of a model: a batch of bags in, expression of each bag out."""
 
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from histoscribe.data.bags import BagBatch
+
+
+class Answer(NamedTuple):
+    """All that a model says of a batch in one pass.
+
+    Attributes:
+        expression: What the model predicts, in training space.
+        branches: The answers that are trained, each by itself; just `expression` for most models.
+        attention: Share of each cell in its bag; 0 for cells that were not pooled.
+        is_pooled: The cells that the answer rests on: those inside the region, or in training
+            those of them that were drawn.
+    """
+
+    expression: Float[Tensor, "bag gene"]
+    branches: tuple[Float[Tensor, "bag gene"], ...]
+    attention: Float[Tensor, "cell gene"]
+    is_pooled: Bool[Tensor, " cell"]
 
 
 @runtime_checkable
@@ -18,6 +35,15 @@ class Predictor(Protocol):
 
     def attention(self, batch: BagBatch) -> Float[Tensor, "cell gene"]:
         """Share of each cell in its bag, summing to 1 over a bag; 0 for context cells."""
+        ...
+
+
+@runtime_checkable
+class Branched(Predictor, Protocol):
+    """A model whose answer is a mix of branches that are trained side by side."""
+
+    def answer(self, batch: BagBatch) -> Answer:
+        """The mix, its branches and the attention in one pass."""
         ...
 
 
