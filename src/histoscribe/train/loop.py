@@ -1,0 +1,325 @@
+"""The training of one net, on Lightning.
+
+Whatever is random in a step (dropout, the order of bags) is drawn from the seed of the net and
+the number of the step or epoch, so that a fit that was killed goes on to the very same weights.
+"""
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from histoscribe.data.bags import BagBatch
+from histoscribe.errors import DataError, MismatchError
+from histoscribe.train.assemble import AssembledBags
+from histoscribe.train.fit import Epoch, FitConfig, FitLog, FittedNet, NetTask
+from histoscribe.train.losses import objective
+from histoscribe.train.state import SafetensorsCheckpointIO, read_state, write_state
+
+SCORE = "held_out_gene_pcc"
+EVALUATED_AT_ONCE = 256
+"""Regions predicted at once while a net is scored."""
+
+
+class Bags(Dataset):
+    """Bags by number, several at a time."""
+
+    def __init__(self, batch: BagBatch) -> None:
+        self.batch = batch
+
+    def __getitem__(self, indices: Int64[Tensor, " bag"]) -> BagBatch:
+        return self.batch.take(indices)
+
+    def __len__(self) -> int:
+        return self.batch.n_bags
+
+
+class BagOrder(Sampler[Tensor]):
+    """Batches of bags, shuffled by the seed and the epoch alone.
+
+    Batches of an epoch differ in size by at most one, so that no step hangs on a rest.
+    """
+
+    def __init__(self, n_bags: int, batch_regions: int, seed: int) -> None:
+        self.n_bags, self.seed, self.epoch = n_bags, seed, 0
+        self.n_batches = max(1, math.ceil(n_bags / batch_regions))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(mix(self.seed, self.epoch, 1))
+        order = torch.randperm(self.n_bags, generator=generator)
+        return iter(order.tensor_split(self.n_batches))
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+
+class NetModule(pl.LightningModule):
+    """A net, its objective and its score on the held-out slides."""
+
+    def __init__(
+        self, net: nn.Module, assembled: AssembledBags, task: NetTask, config: FitConfig
+    ) -> None:
+        super().__init__()
+        self.net, self.config, self.seed = net, config, task.seed
+        self.held_out_slide = torch.from_numpy(assembled.slide_of_bag)[task.held_out]
+        self.target = assembled.scaling.target
+        self.outputs: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self.losses: list[Tensor] = []
+
+    def on_train_batch_start(self, batch: BagBatch, batch_idx: int) -> None:  # noqa: ARG002
+        """Set dropout's stream by the step; the caller has forked the global state."""
+        torch.manual_seed(mix(self.seed, self.global_step, 2))
+
+    def training_step(self, batch: BagBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """The loss of one batch."""
+        loss = objective(self.net, batch, self.config.cluster_weight, self.target)["loss"]
+        self.losses.append(loss.detach())
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        """Forget the losses of the epoch before."""
+        self.losses.clear()
+
+    def validation_step(self, batch: BagBatch, batch_idx: int) -> None:  # noqa: ARG002
+        """Keep the answers; they are scored together."""
+        assert batch.target is not None
+        answer = self.net(batch)
+        self.outputs.append((answer.cpu(), batch.target.cpu(), _to_cpu(batch.is_observed)))
+
+    def on_validation_epoch_end(self) -> None:
+        """Mean per-gene PCC within each held-out slide, mean over slides; z-scores do as well."""
+        answer = torch.cat([a for a, _, _ in self.outputs])
+        target = torch.cat([t for _, t, _ in self.outputs])
+        seen = [o for _, _, o in self.outputs if o is not None]
+        is_observed = torch.cat(seen) if seen else torch.ones_like(target, dtype=torch.bool)
+        self.outputs.clear()
+        scores = [
+            mean_gene_pcc(answer[rows], target[rows], is_observed[rows])
+            for rows in (self.held_out_slide == s for s in self.held_out_slide.unique())
+        ]
+        size = len(target)
+        self.log(SCORE, float(np.mean(scores)), batch_size=size)
+        if self.losses:
+            self.log("train_loss", torch.stack(self.losses).mean(), batch_size=size)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW on all that is trainable."""
+        trainable = [p for p in self.net.parameters() if p.requires_grad]
+        config = self.config
+        return torch.optim.AdamW(
+            trainable, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+
+
+class KeepBest(Callback):
+    """Holds the weights of the best epoch in memory and in the state of the fit."""
+
+    def __init__(self) -> None:
+        self.score, self.epoch = -math.inf, 0
+        self.weights: dict[str, Tensor] = {}
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare, and copy if better."""
+        score = float(trainer.callback_metrics[SCORE])
+        if not math.isfinite(score):
+            raise MismatchError(
+                f"the net diverged in epoch {trainer.current_epoch + 1} (score {score}); lower the "
+                "learning rate or check the features for outliers"
+            )
+        if score > self.score:
+            assert isinstance(pl_module, NetModule)
+            self.score, self.epoch = score, trainer.current_epoch + 1
+            state = pl_module.net.state_dict()
+            self.weights = {name: t.detach().cpu().clone() for name, t in state.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """For Lightning."""
+        return {"score": self.score, "epoch": self.epoch, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """For Lightning."""
+        self.score, self.epoch = state_dict["score"], state_dict["epoch"]
+        self.weights = dict(state_dict["weights"])
+
+
+class KeepState(Callback):
+    """Writes the state of the fit at the end of an epoch, now and then, and reports the epoch."""
+
+    def __init__(self, path: Path | None, task: NetTask, log: FitLog) -> None:
+        self.path, self.task, self.settings = path, task, log
+        self.written_at = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Runs after the held-out score of the epoch."""
+        if self.path and time.monotonic() - self.written_at >= self.settings.every_s:
+            trainer.save_checkpoint(self.path)
+            self.written_at = time.monotonic()
+        if self.settings.on_epoch:
+            score = float(trainer.callback_metrics[SCORE])
+            epoch, most = trainer.current_epoch + 1, int(trainer.max_epochs or 0)
+            self.settings.on_epoch(Epoch(self.task.net, self.task.n_nets, epoch, most, score))
+
+
+def train_net(
+    net: nn.Module, assembled: AssembledBags, task: NetTask, config: FitConfig, log: FitLog
+) -> FittedNet:
+    """Train one net until its held-out score no longer rises; its best weights come back.
+
+    A net that was finished before, or a state that was left by a kill, is taken up where the log
+    has a folder and the key of the fit is the same.
+
+    Raises:
+        MismatchError: If the net diverged.
+    """
+    finished = state = None
+    if log.folder is not None:
+        place = log.folder / "state" / task.key
+        finished, state = place / f"net{task.net}.safetensors", place / f"net{task.net}.running"
+        if finished.exists():
+            return FittedNet(**read_state(finished))
+    best = KeepBest()
+    module = NetModule(net, assembled, task, config)
+    stop = EarlyStopping(SCORE, mode="max", patience=config.patience, check_finite=False)
+    with _quiet(), _forked(config.device):
+        trainer = pl.Trainer(
+            accelerator="gpu" if config.device == "cuda" else config.device,
+            devices=1,
+            max_epochs=config.max_epochs,
+            gradient_clip_val=config.clip_norm,
+            logger=_loggers(log.folder, task),
+            # The state is written last, when the other callbacks have had their say.
+            callbacks=[best, stop, KeepState(state, task, log)],
+            plugins=[SafetensorsCheckpointIO()],
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=10**9,  # epochs are logged, steps are not
+            use_distributed_sampler=False,
+            inference_mode=False,
+        )
+        order = BagOrder(len(task.train), config.batch_regions, task.seed)
+        resume = str(state) if state is not None and state.exists() else None
+        if resume is not None:
+            # Lightning draws the first batch of a resumed fit before it tells the epoch.
+            order.set_epoch(read_state(Path(resume))["global_step"] // len(order))
+        batches = _loaders(assembled.batch, task, order)
+        trainer.fit(module, *batches, ckpt_path=resume)
+        n_epochs = trainer.current_epoch
+    fitted = FittedNet(best.weights, best.epoch, best.score, n_epochs)
+    if finished is not None and state is not None:
+        write_state(
+            {
+                "weights": fitted.weights,
+                "best_epoch": fitted.best_epoch,
+                "best_score": fitted.best_score,
+                "n_epochs": fitted.n_epochs,
+            },
+            finished,
+        )
+        state.unlink(missing_ok=True)
+    return fitted
+
+
+def mean_gene_pcc(
+    answer: Float[Tensor, "region gene"],
+    target: Float[Tensor, "region gene"],
+    is_observed: Tensor,
+) -> float:
+    """Mean over genes of the Pearson correlation over regions; constant targets do not count."""
+    weight = is_observed.double()
+    n = weight.sum(0).clamp(min=1)
+
+    def centre(values: Tensor) -> Tensor:
+        values = torch.where(is_observed, values.double(), 0.0)
+        return torch.where(is_observed, values - values.sum(0) / n, 0.0)
+
+    x, y = centre(answer), centre(target)
+    xx, yy = (x * x).sum(0), (y * y).sum(0)
+    counts = (yy / n) > 1e-12
+    if not bool(counts.any()):
+        raise DataError("no gene of the panel varies over the held-out slide; take other genes")
+    norm = (xx * yy).sqrt()
+    r = torch.where(norm > 0, (x * y).sum(0) / norm.clamp(min=1e-300), 0.0)
+    return float(r[counts].mean())
+
+
+def mix(seed: int, *numbers: int) -> int:
+    """A 63-bit seed from several numbers."""
+    low, high = np.random.SeedSequence([seed, *numbers]).generate_state(2)
+    return int(low) | (int(high) & 0x7FFFFFFF) << 32
+
+
+def _loaders(
+    batch: BagBatch, task: NetTask, order: BagOrder
+) -> tuple[DataLoader[BagBatch], DataLoader[BagBatch]]:
+    generator = torch.Generator().manual_seed(task.seed)
+    in_order = torch.arange(len(task.held_out)).split(EVALUATED_AT_ONCE)
+    return (
+        DataLoader(
+            Bags(batch.take(task.train)), batch_size=None, sampler=order, generator=generator
+        ),
+        DataLoader(
+            Bags(batch.take(task.held_out)),
+            batch_size=None,
+            sampler=list(in_order),
+            generator=generator,
+        ),
+    )
+
+
+def _loggers(folder: Path | None, task: NetTask) -> list[Logger] | bool:
+    if folder is None:
+        return False
+    name = f"net{task.net}"
+    return [
+        CSVLogger(folder / "logs", name="csv", version=name, flush_logs_every_n_steps=10**9),
+        TensorBoardLogger(folder / "logs", name="tensorboard", version=name),
+    ]
+
+
+@contextmanager
+def _forked(device: str) -> Iterator[None]:
+    """Leave the global random state as it was."""
+    devices = [torch.cuda.current_device()] if device == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No advice on hardware, workers and cloud services between the lines of our progress."""
+    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            warnings.filterwarnings("ignore", module=r"torch\.utils\.tensorboard.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _to_cpu(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.cpu()
