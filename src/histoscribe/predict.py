@@ -1,0 +1,163 @@
+"""Predict: a checkpoint and slides in, expression of every region or of every cell out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from histoscribe import __version__
+from histoscribe.data.bags import BagBatch
+from histoscribe.data.prediction import Prediction
+from histoscribe.data.provenance import Provenance
+from histoscribe.errors import DataError, MismatchError
+from histoscribe.models.predictor import Predictor
+from histoscribe.nn.gene_query import cell_expression
+from histoscribe.train.assemble import AssembledBags, SlideData, assemble, cut_bags
+from histoscribe.train.checkpoint import Checkpoint
+from histoscribe.train.targets import LINEAR_UNIT
+
+REGIONS_AT_ONCE = 128
+
+
+@dataclass(frozen=True, eq=False)
+class _Applied:
+    """Bags of the slides, the nets, and their mean answer in training space, de-normalised."""
+
+    assembled: AssembledBags
+    nets: list[Predictor]
+    mean: Float32[np.ndarray, "bag gene"]
+
+
+def predict_regions(checkpoint: Checkpoint, slides: Sequence[SlideData]) -> Prediction:
+    """Predict every region of the slides; those without a nucleus get NaN.
+
+    The answers of the nets are averaged in training space and brought back by y = z sigma + mu
+    (eq. 21). They are not clamped: a value below zero is an answer, clamping is for reports.
+
+    Args:
+        checkpoint: The fitted model.
+        slides: Slides prepared with the encoder of the checkpoint.
+
+    Raises:
+        MismatchError: If a slide was described by another encoder.
+    """
+    _check(checkpoint, slides)
+    applied = _apply(checkpoint, slides)
+    first_row = np.cumsum([0, *(len(slide.regions) for slide in slides)])
+    mean = np.full((first_row[-1], len(checkpoint.panel)), np.nan, dtype=np.float32)
+    bags = applied.assembled
+    mean[first_row[bags.slide_of_bag] + bags.row_of_bag] = applied.mean
+    return Prediction(
+        kind=slides[0].regions.kind,
+        region_id=tuple(name for slide in slides for name in slide.regions.region_id),
+        slide_id=tuple(name for slide in slides for name in slide.regions.slide_id),
+        xy_um=np.concatenate([slide.regions.xy_um for slide in slides]),
+        genes=checkpoint.panel,
+        mean=mean,
+        unit=checkpoint.scaling.target.space,
+        model_id=checkpoint.model_id,
+        provenance=_provenance(checkpoint, slides, "predict_regions"),
+    )
+
+
+def predict_cells(checkpoint: Checkpoint, slides: Sequence[SlideData]) -> Prediction:
+    r"""Predict every cell inside a region, so that the cells of a region sum to the region.
+
+        c[b, g] = max(exp(y[b, g]) - 1, 0)         y[i, g] = A[i, g] c[b, g]          (eq. 10)
+
+    with y[b, g] what `predict_regions` says of the region and A the nets' mean attention, which
+    sums to 1 over the cells inside a region. Departs from the paper, which shares out a z-score of
+    a log; only counts add up. Cells are named "region/row of the cell".
+
+    The attention of a pooled representation is a share, not a measurement: see docs/models.
+
+    Args:
+        checkpoint: The fitted model.
+        slides: Slides prepared with the encoder of the checkpoint.
+
+    Raises:
+        MismatchError: If a slide was described by another encoder.
+    """
+    _check(checkpoint, slides)
+    applied = _apply(checkpoint, slides)
+    bags = applied.assembled
+    of_region = np.expm1(applied.mean.astype(np.float64)).clip(min=0)
+    share = _attend(applied.nets, bags.batch)[bags.batch.is_inside]
+    bag_of_cell = bags.batch.bag_of_cell[bags.batch.is_inside]
+    mean = cell_expression(share, torch.from_numpy(of_region), bag_of_cell).numpy()
+    region_id, slide_id, xy_um = [], [], []
+    bag = 0
+    for slide, members in zip(bags.slides, bags.members, strict=True):
+        cell, region = members.cell[members.is_inside], members.region[members.is_inside]
+        rows = bags.row_of_bag[bag + region]
+        bag += int(members.region.max()) + 1
+        names = slide.regions.region_id
+        region_id += [f"{names[r]}/{c}" for r, c in zip(rows, cell, strict=True)]
+        slide_id += [slide.slide_id] * len(cell)
+        xy_um.append(slide.cells.xy_um[cell])
+    return Prediction(
+        kind="cell",
+        region_id=tuple(region_id),
+        slide_id=tuple(slide_id),
+        xy_um=np.concatenate(xy_um),
+        genes=checkpoint.panel,
+        mean=mean.astype(np.float32),
+        unit=LINEAR_UNIT[checkpoint.scaling.target.space],
+        model_id=checkpoint.model_id,
+        provenance=_provenance(checkpoint, slides, "predict_cells"),
+    )
+
+
+def _check(checkpoint: Checkpoint, slides: Sequence[SlideData]) -> None:
+    if not slides:
+        raise DataError("no slides to predict; name at least one")
+    for slide in slides:
+        if slide.cells.encoder_id != checkpoint.encoder_id:
+            name = checkpoint.encoder_id.partition("@")[0]
+            raise MismatchError(
+                f"checkpoint expects features of {checkpoint.encoder_id}, the cells of "
+                f"{slide.slide_id} have {slide.cells.encoder_id}. "
+                f"Re-run 'histoscribe prepare --encoder {name}'."
+            )
+    kinds = sorted({slide.regions.kind for slide in slides})
+    if len(kinds) > 1:
+        raise MismatchError(f"slides have regions of {' and '.join(kinds)}; predict one at a time")
+
+
+def _apply(checkpoint: Checkpoint, slides: Sequence[SlideData]) -> _Applied:
+    cut = [cut_bags(slide, checkpoint.bags) for slide in slides]
+    bags = assemble(cut, checkpoint.scaling, checkpoint.panel, has_target=False)
+    nets = checkpoint.build()
+    total = torch.zeros(bags.batch.n_bags, len(checkpoint.panel), dtype=torch.float64)
+    with torch.inference_mode():
+        for rows in torch.arange(bags.batch.n_bags).split(REGIONS_AT_ONCE):
+            some = bags.batch.take(rows)
+            for net in nets:
+                total[rows] += net.forward(some).double()
+    z = (total / len(nets)).numpy()
+    return _Applied(bags, nets, checkpoint.scaling.target.restore(z))
+
+
+def _attend(nets: Sequence[Predictor], batch: BagBatch) -> Float[Tensor, "cell gene"]:
+    """Mean attention of the nets; context cells get 0."""
+    parts = []
+    with torch.inference_mode():
+        for rows in torch.arange(batch.n_bags).split(REGIONS_AT_ONCE):
+            some = batch.take(rows)
+            attentions = [net.attention(some).double() for net in nets]
+            parts.append(torch.stack(attentions).mean(0).float())
+    return torch.cat(parts)
+
+
+def _provenance(checkpoint: Checkpoint, slides: Sequence[SlideData], step: str) -> Provenance:
+    inputs = {"checkpoint": checkpoint.model_id}
+    for slide in slides:
+        inputs[f"{slide.slide_id}/cells"] = slide.cells.provenance.key
+        inputs[f"{slide.slide_id}/tiles"] = slide.tiles.provenance.key
+        inputs[f"{slide.slide_id}/regions"] = slide.regions.provenance.key
+    return Provenance(
+        f"histoscribe {__version__} {step}", {"fit": checkpoint.provenance.key}, inputs
+    )
