@@ -1,0 +1,176 @@
+"""The command line: parse, call one function, write.
+
+Nothing heavy is imported before a command runs, so that `--help` answers at once.
+"""
+
+import errno
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from histoscribe import __version__
+from histoscribe.app import commands_machine, commands_study
+from histoscribe.app.console import Voice
+from histoscribe.errors import DataError, HistoscribeError, MissingExtra
+
+INTERRUPTED = 130  # 128 + SIGINT, what a shell reports
+PIPE_CLOSED = 141  # 128 + SIGPIPE
+BUG = 70  # EX_SOFTWARE of sysexits.h
+
+UsageFault: type[Exception] = typer.BadParameter.__mro__[2]
+"""ClickException: of click itself, or of the copy of click that newer versions of typer carry."""
+
+OUR_WORDS = {
+    errno.ENOSPC: "The disk is full",
+    errno.EDQUOT: "The disk quota is used up",
+    errno.EROFS: "The disk is read-only",
+    errno.EACCES: "Permission denied",
+    errno.EPERM: "Permission denied",
+}
+
+app = typer.Typer(
+    name="histoscribe",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool | None) -> None:
+    if wanted:
+        typer.echo(f"histoscribe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def describe(
+    version: Annotated[
+        bool | None,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print version."),
+    ] = None,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Keep the traceback of a failure.")
+    ] = False,
+) -> None:
+    """Reads gene expression from routine H&E slides.
+
+    A first look, on real tissue that comes with the program (under three minutes):
+
+        histoscribe demo
+
+    Your own slides, from a manifest (CSV: sample, patient, slide, mpp, expression, spots):
+
+        histoscribe doctor slides/*.svs            can they be read, and how long will it take?
+
+        histoscribe ingest manifest.csv study/     check every table against its slide
+
+        histoscribe prepare study/                 nuclei and their features
+
+        histoscribe fit study/ --test C2           train on the others, score on C2, report
+
+        histoscribe predict study/ --run first     expression of every region, or of every cell
+
+    Exit codes: 0 done; 2 a wrong request; 3 data that do not hold up; 4 parts that do not
+    belong together; 5 something missing on this machine; 70 a bug of ours.
+    """
+
+
+for group in (commands_study, commands_machine):
+    group.register(app)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and turn every way it can end into an exit code.
+
+    Args:
+        arguments: The words after the program's name; those of the process by default.
+
+    Returns:
+        The exit code. One clear message stands on stderr where it is not 0.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    is_debug = "--debug" in words or bool(os.environ.get("HISTOSCRIBE_DEBUG"))
+    words = [word for word in words if word != "--debug"]
+    voice = Voice("--json" in words)
+    try:
+        code = app(args=words, prog_name="histoscribe", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except HistoscribeError as error:
+        return _fail(voice, error, is_debug)
+    except UsageFault as error:
+        return _refuse(voice, error)
+    except (KeyboardInterrupt, typer.Abort):
+        voice.say("Interrupted. What was finished is kept; the same command goes on from there.")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # the reader has gone: the interpreter's last flush must not complain either
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except OSError as error:
+        return (
+            _fail(voice, in_our_words(error), is_debug)
+            if error.errno in OUR_WORDS
+            else _bug(voice, error, is_debug)
+        )
+    except Exception as error:  # noqa: BLE001 - the border: a bug must not look like a user's fault
+        return _bug(voice, error, is_debug)
+
+
+def in_our_words(error: OSError) -> HistoscribeError:
+    """A full disk, a closed door: what the machine refuses, and what to do."""
+    reason = OUR_WORDS[error.errno or 0]
+    where = f" at {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return MissingExtra(
+            f"{reason}{where}. Make room or choose another folder; "
+            "nothing half-written was kept, and the same command goes on from there."
+        )
+    return DataError(f"{reason}{where}. Check who may read and write there.")
+
+
+def _fail(voice: Voice, error: HistoscribeError, is_debug: bool) -> int:
+    if is_debug:
+        traceback.print_exc()
+    voice.fault(type(error).__name__, str(error), error.exit_code)
+    return error.exit_code
+
+
+def _refuse(voice: Voice, error: Exception) -> int:
+    """A word on the command line that is not known."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "histoscribe"
+    message = getattr(error, "format_message", error.__str__)()
+    voice.fault("ConfigError", f"{message.rstrip('.')}. See '{command} --help'.", 2)
+    return 2
+
+
+def _bug(voice: Voice, error: Exception, is_debug: bool) -> int:
+    if is_debug:
+        traceback.print_exc()
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="histoscribe-fault-", suffix=".log", delete=False
+    ) as stream:
+        traceback.print_exc(file=stream)
+        path = Path(stream.name)
+    voice.fault(
+        "Bug",
+        f"This is a bug in histoscribe, not in your data: {type(error).__name__}: {error}. "
+        f"The full record is in {path}; please send it with your report.",
+        BUG,
+    )
+    return BUG
+
+
+if __name__ == "__main__":
+    sys.exit(main())

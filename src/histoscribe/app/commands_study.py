@@ -1,0 +1,232 @@
+"""Commands on a study: demo, ingest, prepare, fit, predict, evaluate."""
+
+from json import loads
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from histoscribe.app.commands_machine import Config, Json, Set
+from histoscribe.app.console import Voice
+from histoscribe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from histoscribe.app.runs import Outcome
+
+StudyFolder = Annotated[Path, typer.Argument(metavar="STUDY", help="The study folder.")]
+Samples = Annotated[
+    list[str] | None, typer.Option("--sample", help="Only this sample; may be repeated.")
+]
+Run = Annotated[str, typer.Option("--run", help="Name of the run.")]
+
+RIGHT_COLUMNS = ("method", "gene PCC", "95 % interval", "region PCC", "RMSE", "JS")
+
+
+def register(app: typer.Typer) -> None:
+    """Hang the commands into the program, in the order they are used."""
+    for command in (demo, ingest, prepare, fit, evaluate, predict):
+        app.command()(command)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="The study folder to write.")] = Path("demo-study"),
+    json: Json = False,
+) -> None:
+    """Run everything on a small piece of real tissue that comes with the program.
+
+        histoscribe demo
+
+    49 Visium spots of a mouse brain: an illustration of the path, no evidence of quality.
+    """
+    from histoscribe.app.demo import run_demo
+
+    voice = Voice(json)
+    _show(run_demo(out, voice), voice)
+
+
+def ingest(
+    manifest: Annotated[Path, typer.Argument(help="CSV: sample, patient, slide, mpp, expression.")],
+    study: StudyFolder,
+    mpp: Annotated[float | None, typer.Option(help="µm per pixel where no row gives it.")] = None,
+    json: Json = False,
+) -> None:
+    """Check every table against its slide, and make a study of them.
+
+    The manifest has one row a sample; paths are relative to it:
+
+        sample,patient,slide,mpp,expression,spots
+
+        C2,C,imgs/C2.jpg,0.690,counts/C2.tsv.gz,spots/C2_selection.tsv
+
+    Leave mpp empty where the slide file says it. Nothing of yours is moved or changed.
+    """
+    from histoscribe.app.ingest import ingest_manifest
+
+    voice = Voice(json)
+    made = ingest_manifest(manifest, study, mpp, voice.say)
+    voice.say(f"Next: histoscribe prepare {study}")
+    voice.result({"study": str(study), "samples": [sample.sample for sample in made.samples]})
+
+
+def prepare(
+    study: StudyFolder,
+    segmenter: Annotated[
+        str | None, typer.Option(help="instanseg (default) or threshold (needs no weights).")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="instanseg (default) or vit:FOLDER or vit:HUB-ID.")
+    ] = None,
+    around_regions: Annotated[
+        bool | None, typer.Option("--around-regions", help="Only where there are spots.")
+    ] = None,
+    sample: Samples = None,
+    config: Config = None,
+    set: Set = None,
+    json: Json = False,
+) -> None:
+    """Find the nuclei of every slide and describe them.
+
+        histoscribe prepare study/ --around-regions
+
+    Can be interrupted and started again: finished samples are kept, changed files are refused.
+    """
+    from histoscribe.app.config import load_config
+    from histoscribe.app.prepare import prepare_study
+    from histoscribe.app.study import open_study
+
+    voice = Voice(json)
+    opened = open_study(study)
+    flags = {"segmenter": segmenter, "encoder": encoder, "around_regions": around_regions}
+    settings = load_config(config, set or [], {"prepare": flags})
+    with opened.lock():
+        records = prepare_study(opened, settings.prepare, sample or [], voice)
+    voice.say(f"Next: histoscribe fit {study}")
+    voice.result({"study": str(study), "samples": records})
+
+
+def fit(
+    study: StudyFolder,
+    test: Annotated[
+        list[str] | None, typer.Option("--test", help="A sample to test on; may be repeated.")
+    ] = None,
+    run: Run = "first",
+    unit: Annotated[
+        str | None, typer.Option(help="Split by patient (default), section or strip.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the fit.")] = None,
+    genes: Annotated[int | None, typer.Option(help="Size of the gene panel.")] = None,
+    panel: Annotated[str | None, typer.Option(help="Panel rule: pearson or dispersion.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put a run of this name and other settings away.")
+    ] = False,
+    config: Config = None,
+    set: Set = None,
+    json: Json = False,
+) -> None:
+    """Fit on the training samples, score on the test samples, write the report.
+
+        histoscribe fit study/ --test C5 --run first
+
+        histoscribe fit study/ --test C5 --unit section --genes 500 -s fit.max_epochs=40
+
+    Split by patient unless told otherwise: sections of a tested patient are not trained on.
+    """
+    from histoscribe.app.config import load_config
+    from histoscribe.app.runs import evaluate_run, fit_run
+    from histoscribe.app.study import open_study
+
+    voice = Voice(json)
+    opened = open_study(study)
+    flags = {
+        "split": {"unit": unit, "test": test},
+        "fit": {"seed": seed},
+        "panel": {"n_genes": genes, "rule": panel},
+    }
+    settings = load_config(config, set or [], flags)
+    with opened.lock():
+        fit_run(opened, run, settings, voice, is_replacing=replace)
+        outcome = evaluate_run(opened, run, voice)
+    _show(outcome, voice)
+
+
+def evaluate(study: StudyFolder, run: Run = "first", json: Json = False) -> None:
+    """Score a run and every baseline on its test samples again, and write the report.
+
+    histoscribe evaluate study/ --run first
+    """
+    from histoscribe.app.runs import evaluate_run
+    from histoscribe.app.study import open_study
+
+    voice = Voice(json)
+    opened = open_study(study)
+    with opened.lock():
+        outcome = evaluate_run(opened, run, voice)
+    _show(outcome, voice)
+
+
+def predict(
+    study: StudyFolder,
+    run: Annotated[str | None, typer.Option("--run", help="A run of this study.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Any checkpoint folder, e.g. of another study.")
+    ] = None,
+    level: Annotated[
+        str, typer.Option(help="region (as measured) or cell (shares of its region).")
+    ] = "region",
+    sample: Samples = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the predictions.")] = None,
+    json: Json = False,
+) -> None:
+    """Predict expression with a fitted model: AnnData on Zarr, one store a sample.
+
+    histoscribe predict study/ --run first
+
+    histoscribe predict other/ --checkpoint study/runs/first/checkpoint --level cell
+    """
+    from histoscribe.app.runs import predict_study
+    from histoscribe.app.study import open_study
+
+    voice = Voice(json)
+    opened = open_study(study)
+    if (run is None) == (checkpoint is None):
+        raise ConfigError("Give either --run NAME or --checkpoint FOLDER.")
+    if level not in ("region", "cell"):
+        raise ConfigError(f"--level {level}: region or cell is wanted.")
+    home = opened.run_folder(run) if run else opened.folder
+    with opened.lock():
+        paths = predict_study(
+            opened,
+            checkpoint or home / "checkpoint",
+            sample or [],
+            "cell" if level == "cell" else "region",
+            out or home / "predictions",
+        )
+    for path in paths:
+        voice.say(str(path))
+    voice.result({"predictions": [str(path) for path in paths]})
+
+
+def _show(outcome: "Outcome", voice: Voice) -> None:
+    """The scores, with their caution and protocol above and the report below."""
+    table, report = outcome.table, outcome.report
+    means = [row for row in table.rows if row.slide == "mean"]
+    n_regions = means[0].metrics.n_regions
+    voice.table(
+        f"{outcome.banner}\n{table.protocol}\nn = {n_regions} regions, {table.n_panel} genes, "
+        f"{table.unit}".lstrip(),
+        RIGHT_COLUMNS,
+        [
+            (
+                row.method,
+                f"{row.gene_pcc.value:.3f}",
+                f"{row.gene_pcc.low:.3f} to {row.gene_pcc.high:.3f}",
+                f"{row.metrics.region_pcc:.3f}",
+                f"{row.metrics.rmse:.3f}",
+                f"{row.metrics.js:.3f}",
+            )
+            for row in means
+        ],
+    )
+    voice.write(f"report: {report}")
+    scores = loads(table.to_json())
+    voice.result({"report": str(report), "banner": outcome.banner, "scores": scores})

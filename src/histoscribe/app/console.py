@@ -1,0 +1,90 @@
+"""What the commands say: to people in colour on stderr, to machines as JSON on stdout."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+Advance = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+
+class Voice:
+    """One command's way to speak.
+
+    Attributes:
+        is_json: Whether a machine listens: then stdout carries one JSON object and nothing else.
+    """
+
+    def __init__(self, is_json: bool = False) -> None:
+        self.is_json = is_json
+        self._people = Console(stderr=True, highlight=False)
+        self._out = Console(highlight=False)
+
+    def say(self, text: str) -> None:
+        """One line for people."""
+        if not self.is_json:
+            self._people.print(text, soft_wrap=True)
+
+    def write(self, text: str) -> None:
+        """One line of the outcome, on stdout, for people."""
+        if not self.is_json:
+            self._out.print(text, markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """One line for people that must not be missed; on stderr even where a machine listens."""
+        self._people.print("warning: ", style="yellow", end="")
+        self._people.print(text, markup=False, soft_wrap=True)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table on stdout for people; machines get theirs with `result`."""
+        if self.is_json:
+            return
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        self._out.print(table)
+
+    def result(self, record: Mapping[str, Any]) -> None:
+        """The outcome as one JSON object, where a machine asked for it."""
+        if self.is_json:
+            sys.stdout.write(json.dumps(record, default=str, sort_keys=True) + "\n")
+            sys.stdout.flush()
+
+    def fault(self, kind: str, message: str, exit_code: int) -> None:
+        """The one clear message of a failure: for people on stderr, for machines on stdout too."""
+        self._people.print(f"{kind}: ", style="bold red", end="")
+        self._people.print(message, markup=False, soft_wrap=True)
+        self.result({"error": kind, "message": message, "exit_code": exit_code})
+
+    @contextmanager
+    def progress(self, text: str) -> Iterator[Advance]:
+        """A bar with the time left; silent for machines and where nobody watches."""
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        is_silent = self.is_json or not self._people.is_terminal
+        with Progress(*columns, console=self._people, transient=True, disable=is_silent) as bar:
+            task = bar.add_task(text, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,303 @@
+"""Runs: fit on a study, predict with what was fitted, score it, report it."""
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from histoscribe.app.config import RunConfig, SplitConfig, make_config, values_of
+from histoscribe.app.console import Voice
+from histoscribe.app.prepare import read_measured
+from histoscribe.app.study import Sample, Study, read_json, write_json, write_text
+from histoscribe.data.prediction import Prediction
+from histoscribe.data.splits import Split, strips
+from histoscribe.data.store import read_cells, read_tiles, write_prediction
+from histoscribe.errors import ConfigError, DataError
+from histoscribe.evaluate.benchmark import ScoreTable, benchmark
+from histoscribe.predict import predict_cells, predict_regions
+from histoscribe.train.assemble import SlideData
+from histoscribe.train.checkpoint import Checkpoint
+from histoscribe.train.fit import Epoch, FitLog, fit
+from histoscribe.train.gene_panel import choose_panel, noise_ceiling
+
+Level = Literal["region", "cell"]
+
+
+@dataclass(frozen=True, eq=False)
+class Sides:
+    """The slides of a run, and which side each is on.
+
+    Attributes:
+        slides: One a slide; two a section that was cut into strips.
+        split: Which of them are for training, which for testing.
+        sample_of: The sample that a slide is (a part of).
+    """
+
+    slides: list[SlideData]
+    split: Split
+    sample_of: dict[str, Sample]
+
+    def of(self, slide_ids: Sequence[str]) -> list[SlideData]:
+        """The slides of one side, in its order."""
+        by_id = {slide.slide_id: slide for slide in self.slides}
+        return [by_id[slide_id] for slide_id in slide_ids]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What scoring a run gives.
+
+    Attributes:
+        table: Scores of model and baselines.
+        report: Path of the report.
+        banner: The caution that stands above the scores, or "".
+    """
+
+    table: ScoreTable
+    report: Path
+    banner: str
+
+
+def fit_run(
+    study: Study, run: str, config: RunConfig, voice: Voice, *, is_replacing: bool = False
+) -> Checkpoint:
+    """Choose genes and fit on the training side; the checkpoint goes to the run's folder.
+
+    Args:
+        study: A prepared study.
+        run: Name of the run; the same settings and data give the same checkpoint.
+        config: All settings; they are kept in `run.json`.
+        voice: Told what happens.
+        is_replacing: Put a finished run of other settings away, which is refused otherwise.
+
+    Raises:
+        ConfigError: The run exists with other settings, or the split cannot be made.
+        DataError: Samples are not prepared, or fewer genes qualify than were asked for.
+    """
+    folder = study.run_folder(run)
+    record = {"run": run, "config": values_of(config)}
+    if not _is_same(folder, record):
+        if not is_replacing:
+            raise ConfigError(
+                f"Run '{run}' exists with other settings. Give this one another --run, or put the "
+                "old one away with --replace."
+            )
+        shutil.rmtree(folder)
+    sides = load_sides(study, config.split)
+    training = [slide.regions for slide in sides.of(sides.split.train)]
+    panel = choose_panel(training, config.panel)
+    ceilings = [
+        noise_ceiling(
+            regions,
+            panel,
+            np.random.default_rng(config.fit.seed),
+            is_normalised=config.fit.target_space == "log1p_cp10k",
+        )
+        for regions in training
+    ]
+    ceiling = float(np.mean(ceilings))
+    voice.say(f"{len(panel)} genes; noise ceiling of their per-gene PCC {ceiling:.2f}")
+    write_json(folder / "run.json", record)
+    started = time.monotonic()
+    with voice.progress("fit") as advance:
+
+        def tell(epoch: Epoch) -> None:
+            advance(epoch.net * epoch.max_epochs + epoch.epoch, epoch.n_nets * epoch.max_epochs)
+
+        checkpoint = fit(
+            sides.slides,
+            sides.split,
+            panel,
+            config=config.fit,
+            bags=config.bags,
+            model_settings=config.model,
+            log=FitLog(folder / "training", tell),
+        )
+    checkpoint.save(folder / "checkpoint")
+    write_json(folder / "run.json", {**record, "noise_ceiling": round(ceiling, 4)})
+    seconds = time.monotonic() - started
+    study.log("fit", run=run, seconds=round(seconds, 1), model_id=checkpoint.model_id)
+    voice.say(f"{checkpoint.model_id}: {len(checkpoint.nets)} nets, {seconds:.0f} s")
+    return checkpoint
+
+
+def evaluate_run(study: Study, run: str, voice: Voice) -> Outcome:
+    """Score a run and all baselines on its test side; write scores, predictions and the report."""
+    from histoscribe.app.run_report import banner_of, report_run
+
+    folder = study.run_folder(run)
+    checkpoint = Checkpoint.load(folder / "checkpoint")
+    config = config_of(study, run)
+    sides = load_sides(study, config.split)
+    if sides.split != checkpoint.split:
+        raise DataError(
+            f"run {run} was fitted on other samples than the study has now. Fit a new run."
+        )
+    started = time.monotonic()
+    table = benchmark(checkpoint, sides.slides, config.score)
+    write_text(folder / "scores.json", table.to_json())
+    write_text(folder / "scores.csv", table.to_csv())
+    test = sides.of(sides.split.test)
+    prediction = predict_regions(checkpoint, test)
+    for slide in test:
+        part = _part_of(prediction, slide.slide_id)
+        write_prediction(part, folder / "predictions" / f"{slide.slide_id}.zarr")
+    report = report_run(study, run, sides, checkpoint, table)
+    study.log("evaluate", run=run, seconds=round(time.monotonic() - started, 1))
+    voice.say(f"scores of {len(test)} slide(s) against {len(_methods(table)) - 1} baselines")
+    return Outcome(table, report, banner_of(sides, table))
+
+
+def predict_study(
+    study: Study, checkpoint_folder: Path, names: Sequence[str], level: Level, out: Path
+) -> list[Path]:
+    """Predict samples with a checkpoint; one store a sample.
+
+    Args:
+        study: A prepared study.
+        checkpoint_folder: What `fit` wrote, of this study or another.
+        names: Samples; all if empty.
+        level: Regions as measured, or each cell inside one.
+        out: Folder of the predictions.
+
+    Raises:
+        MismatchError: The samples were prepared with another encoder than the checkpoint's.
+    """
+    checkpoint = Checkpoint.load(checkpoint_folder)
+    samples = [study.find(name) for name in names] or list(study.samples)
+    predict = predict_cells if level == "cell" else predict_regions
+    paths = []
+    for sample in samples:
+        prediction = predict(checkpoint, [load_slide(study, sample)])
+        suffix = ".cells.zarr" if level == "cell" else ".zarr"
+        paths.append(out / f"{sample.sample}{suffix}")
+        write_prediction(prediction, paths[-1])
+    study.log("predict", model_id=checkpoint.model_id, level=level, n_samples=len(samples))
+    return paths
+
+
+def load_slide(study: Study, sample: Sample) -> SlideData:
+    """All that is stored of a sample; DataError with the command that is missing."""
+    if study.prepared_record(sample) is None:
+        raise DataError(
+            f"Sample '{sample.sample}' is not prepared. Run 'histoscribe prepare {study.folder}'."
+        )
+    regions = read_measured(study, sample)
+    if regions is None:
+        raise DataError(
+            f"Sample '{sample.sample}' has no regions: its manifest row names no expression. "
+            "Name other samples with --sample."
+        )
+    home = study.folder_of(sample)
+    return SlideData(read_cells(home), read_tiles(home), regions)
+
+
+def load_sides(study: Study, config: SplitConfig) -> Sides:
+    """The slides of a study, split as asked.
+
+    Raises:
+        ConfigError: One side would be empty, or a name is not in the study.
+    """
+    measured = [sample for sample in study.samples if sample.expression]
+    if config.unit == "strip":
+        return _cut_into_strips(study, measured, config)
+    test = [study.find(name).sample for name in config.test] or _last(measured, config)
+    train = [sample.sample for sample in measured if sample.sample not in test]
+    if config.unit == "patient":
+        patients = {study.find(name).patient for name in test}
+        train = [name for name in train if study.find(name).patient not in patients]
+    if not train:
+        raise ConfigError(
+            f"No sample is left to train on when {', '.join(test)} is tested and split by "
+            f"{config.unit}. Add samples of other patients; or, knowing that the score will be "
+            "optimistic, split with --unit section, or --unit strip within one section."
+        )
+    samples = {name: study.find(name) for name in (*train, *test)}
+    slides = [load_slide(study, sample) for sample in samples.values()]
+    return Sides(slides, Split(tuple(train), tuple(test), config.unit), samples)
+
+
+def config_of(study: Study, run: str) -> RunConfig:
+    """The settings a run was fitted with."""
+    path = study.run_folder(run) / "run.json"
+    if not path.exists():
+        known = sorted(entry.name for entry in (study.folder / "runs").glob("*"))
+        raise DataError(
+            f"Study {study.folder} has no run '{run}'. It has: {', '.join(known) or 'none yet'}. "
+            "Make one with 'histoscribe fit'."
+        )
+    return make_config(read_json(path)["config"])
+
+
+def _cut_into_strips(study: Study, measured: list[Sample], config: SplitConfig) -> Sides:
+    names = config.test or tuple(sample.sample for sample in measured)
+    if len(names) != 1:
+        raise ConfigError(
+            f"--unit strip cuts one section, {len(names)} came. Name it with --test, or split by "
+            "patient or section."
+        )
+    sample = study.find(names[0])
+    whole = load_slide(study, sample)
+    strip_of = strips(whole.regions.xy_um, config.n_strips, 0.0)
+    x_um = whole.regions.xy_um[:, 0]
+    is_test = strip_of == config.n_strips - 1
+    is_train = x_um <= x_um[is_test].min() - config.buffer_um
+    if not is_train.any():
+        raise ConfigError(
+            f"No region is left to train on {config.buffer_um:g} µm from the tested strip. Take "
+            "more strips or a smaller split.buffer_um."
+        )
+    parts = {
+        f"{sample.sample}-train": np.flatnonzero(is_train),
+        f"{sample.sample}-test": np.flatnonzero(is_test),
+    }
+    slides = [_rename(whole, name, rows) for name, rows in parts.items()]
+    train, test = parts
+    return Sides(slides, Split((train,), (test,), "strip"), dict.fromkeys(parts, sample))
+
+
+def _rename(whole: SlideData, name: str, rows: np.ndarray) -> SlideData:
+    """Some regions of a slide, as a slide of its own."""
+    regions = whole.regions.take(rows)
+    return SlideData(
+        replace(whole.cells, slide_id=name),
+        replace(whole.tiles, slide_id=name),
+        replace(regions, slide_id=(name,) * len(regions)),
+    )
+
+
+def _last(measured: list[Sample], config: SplitConfig) -> list[str]:
+    if not measured:
+        raise DataError("The study has no sample with expression; nothing can be fitted on it.")
+    last = measured[-1]
+    if config.unit == "section":
+        return [last.sample]
+    return [sample.sample for sample in measured if sample.patient == last.patient]
+
+
+def _is_same(folder: Path, record: dict[str, Any]) -> bool:
+    """Whether a finished run has these settings; an unfinished one does not stand in the way."""
+    path = folder / "run.json"
+    if not path.exists() or not (folder / "checkpoint").exists():
+        return True
+    return read_json(path).get("config") == json.loads(json.dumps(record["config"]))
+
+
+def _part_of(prediction: Prediction, slide_id: str) -> Prediction:
+    rows = [row for row, name in enumerate(prediction.slide_id) if name == slide_id]
+    return replace(
+        prediction,
+        region_id=tuple(prediction.region_id[row] for row in rows),
+        slide_id=(slide_id,) * len(rows),
+        xy_um=prediction.xy_um[rows],
+        mean=prediction.mean[rows],
+    )
+
+
+def _methods(table: ScoreTable) -> list[str]:
+    return list(dict.fromkeys(row.method for row in table.rows))

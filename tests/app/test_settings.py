@@ -1,0 +1,84 @@
+"""YAML and flags from the dataclasses, and back."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import yaml
+
+from histoscribe.app.config import load_config, make_config, values_of
+from histoscribe.app.settings import build, defaults_of, merge, to_yaml
+from histoscribe.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Inner:
+    depth: int = 3
+    way: Literal["near", "far"] = "near"
+
+
+@dataclass(frozen=True)
+class Outer:
+    size: int  # told by the data: no setting
+    rate: float = 0.5
+    radii_um: tuple[float, ...] = (1.0, 2.0)
+    name: str | None = None
+    inner: Inner = field(default_factory=Inner)
+
+
+def test_sizes_are_no_settings():
+    assert "size" not in defaults_of(Outer)
+    with pytest.raises(ConfigError, match="Unknown setting 'size'"):
+        merge(Outer, {"size": 3})
+
+
+def test_values_become_the_dataclass():
+    values = merge(Outer, {"rate": 1, "radii_um": [3, 4.5], "inner": {"way": "far"}})
+    made = build(Outer, {**values, "size": 7})
+    assert made == Outer(7, 1.0, (3.0, 4.5), None, Inner(3, "far"))
+    assert isinstance(made.rate, float)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"rat": 1.0}, ["Unknown setting 'rat'", "'rate'"]),
+        ({"inner": {"dept": 1}}, ["inner.dept", "'depth'"]),
+        ({"rate": "fast"}, ["rate = 'fast'", "float is wanted", "str came"]),
+        ({"rate": True}, ["float is wanted"]),
+        ({"inner": {"depth": 2.5}}, ["inner.depth", "int is wanted"]),
+        ({"inner": {"depth": True}}, ["int is wanted, bool came"]),
+        ({"inner": {"way": "up"}}, ["one of near, far"]),
+        ({"inner": 3}, ["group of settings"]),
+        ({"radii_um": 3.0}, ["a list is wanted"]),
+        ({"name": 4}, ["str is wanted"]),
+    ],
+)
+def test_a_wrong_value_is_named(values, words):
+    with pytest.raises(ConfigError) as caught:
+        merge(Outer, values)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_the_printed_config_reads_back_equal(tmp_path: Path):
+    values = values_of(make_config({"fit": {"seed": 5}, "bags": {"rings_um": [100, 300]}}))
+    (tmp_path / "all.yaml").write_text(to_yaml(values))
+    assert values_of(load_config(tmp_path / "all.yaml")) == values
+    assert yaml.safe_load(to_yaml(values)) == values
+
+
+def test_flags_are_above_set_above_file(tmp_path: Path):
+    (tmp_path / "c.yaml").write_text("fit: {seed: 1, max_epochs: 11}\npanel: {n_genes: 50}\n")
+    words = ["fit.seed=2", "panel.n_genes=60"]
+    config = load_config(tmp_path / "c.yaml", words, {"fit": {"seed": 3}, "panel": {"rule": None}})
+    assert (config.fit.seed, config.fit.max_epochs, config.panel.n_genes) == (3, 11, 60)
+
+
+def test_model_settings_are_those_of_the_model():
+    assert make_config({"model": {"readout": "shared"}}).model == {"readout": "shared"}
+    with pytest.raises(ConfigError, match=r"model\.readut.*'readout'"):
+        make_config({"model": {"readut": "shared"}})
+    with pytest.raises(ConfigError, match="n_genes"):
+        make_config({"model": {"n_genes": 5}})
