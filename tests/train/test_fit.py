@@ -212,6 +212,21 @@ def test_other_settings_do_not_take_up_the_state(slides, split, panel, quick, sm
     assert len(told) == 3
 
 
+def test_other_slides_do_not_take_up_the_state(slides, split, panel, quick, small, tmp_path):
+    config = replace(quick, max_epochs=1)
+    fit(slides, split, panel, config=config, model_settings=small, log=FitLog(tmp_path))
+    told = []
+    log = FitLog(tmp_path, told.append, 0.0)
+    fit(slides, split, panel, config=config, model_settings=small, log=log)
+    assert told == []
+    counts = slides[1].regions.expression.copy()
+    counts.data = counts.data + 1
+    recounted = replace(slides[1], regions=replace(slides[1].regions, expression=counts))
+    changed = [slides[0], recounted, *slides[2:]]
+    fit(changed, split, panel, config=config, model_settings=small, log=log)
+    assert len(told) == 3
+
+
 def test_logs_are_csv_and_tensorboard(slides, split, panel, quick, small, tmp_path):
     fit(slides, split, panel, config=quick, model_settings=small, log=FitLog(tmp_path))
     lines = (tmp_path / "logs/csv/net1/metrics.csv").read_text().splitlines()
