@@ -82,3 +82,9 @@ def test_model_settings_are_those_of_the_model():
         make_config({"model": {"readut": "shared"}})
     with pytest.raises(ConfigError, match="n_genes"):
         make_config({"model": {"n_genes": 5}})
+
+
+@pytest.mark.parametrize("wrong", ["buffer_um=-1000", "buffer_um=.nan", "n_strips=1"])
+def test_strips_that_would_mix_training_and_test_are_refused(wrong):
+    with pytest.raises(ConfigError, match="buffer of 0 µm or more"):
+        load_config(None, [f"split.{wrong}"])

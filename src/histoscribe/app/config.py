@@ -1,5 +1,6 @@
 """RunConfig: the settings of every part, composed once, from YAML and flags."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -41,6 +42,13 @@ class SplitConfig:
     test: tuple[str, ...] = ()
     n_strips: int = 3
     buffer_um: float = 200.0
+
+    def __post_init__(self) -> None:
+        if self.n_strips < 2 or not 0 <= self.buffer_um < math.inf:
+            raise ConfigError(
+                f"split.n_strips = {self.n_strips}, split.buffer_um = {self.buffer_um}; give two "
+                "strips or more, and a buffer of 0 µm or more"
+            )
 
 
 @dataclass(frozen=True)

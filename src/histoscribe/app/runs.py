@@ -246,7 +246,7 @@ def _cut_into_strips(study: Study, measured: list[Sample], config: SplitConfig) 
     strip_of = strips(whole.regions.xy_um, config.n_strips, 0.0)
     x_um = whole.regions.xy_um[:, 0]
     is_test = strip_of == config.n_strips - 1
-    is_train = x_um <= x_um[is_test].min() - config.buffer_um
+    is_train = ~is_test & (x_um <= x_um[is_test].min() - config.buffer_um)
     if not is_train.any():
         raise ConfigError(
             f"No region is left to train on {config.buffer_um:g} µm from the tested strip. Take "
