@@ -88,3 +88,64 @@ def test_model_settings_are_those_of_the_model():
 def test_strips_that_would_mix_training_and_test_are_refused(wrong):
     with pytest.raises(ConfigError, match="buffer of 0 µm or more"):
         load_config(None, [f"split.{wrong}"])
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("prepare.segmenter=hovernet", ["'hovernet'", "instanseg, threshold, toy"]),
+        ("prepare.encoder=uni", ["'uni'", "vit"]),
+        ("prepare.encoder='vit:'", ["vit:FOLDER"]),
+        ("prepare.vit.mpp=0", ["prepare.vit.mpp = 0", "above 0"]),
+        ("prepare.vit.mpp=.nan", ["prepare.vit.mpp = nan"]),
+        ("prepare.vit.tile_um=-24", ["prepare.vit.tile_um = -24"]),
+        ("prepare.vit.tile_um=.inf", ["prepare.vit.tile_um = inf", "finite"]),
+        ("prepare.vit.tile_um=0.2", ["less than a pixel", "mpp = 0.5"]),
+        ("prepare.vit.input_px=0", ["prepare.vit.input_px = 0"]),
+        ("prepare.overlap_px=-16", ["overlap_px -16"]),
+        ("prepare.overlap_px=512", ["overlap_px 512", "smaller than the field"]),
+        ("prepare.field_px=0", ["field_px 0"]),
+        ("prepare.field_px=500", ["multiples of 16"]),
+        ("prepare.around_um=.nan", ["prepare.around_um = nan"]),
+        ("prepare.tile_side_um=0", ["prepare.tile_side_um = 0"]),
+        ("prepare.fields_at_once=0", ["prepare.fields_at_once = 0", "1 or more"]),
+        ("prepare.calibration_pixels=0", ["prepare.calibration_pixels = 0"]),
+        ("prepare.seed=-1", ["prepare.seed = -1", "0 or more"]),
+        ("bags.ring_um=.inf", ["ring_um = inf"]),
+        ("bags.field_side_um=.inf", ["field_side_um = inf"]),
+        ("bags.rings_um=[250.0, .inf]", ["rings_um = (250.0, inf)"]),
+        ("model.width=63", ["width = 63", "transformer_heads = 4"]),
+        ("model.gat_heads=5", ["gat_width = 128", "gat_heads = 5"]),
+        ("model.dropout=1.0", ["dropout = 1.0", "below 1"]),
+        ("model.dropout=.nan", ["dropout = nan"]),
+        ("model.context_width=0", ["context_width = 0"]),
+        ("model.window_um=.inf", ["window_um = inf", "finite"]),
+        ("model={has_cells: false, has_context: false}", ["nothing is left to answer"]),
+        ("fit.learning_rate=.inf", ["fit.learning_rate = inf", "finite"]),
+        ("fit.learning_rate=.nan", ["fit.learning_rate = nan"]),
+        ("fit.learning_rate=0", ["fit.learning_rate = 0", "above 0"]),
+        ("fit.clip_norm=.inf", ["fit.clip_norm = inf"]),
+        ("fit.weight_decay=-0.1", ["fit.weight_decay = -0.1", "0 or more"]),
+        ("fit.weight_decay=.inf", ["fit.weight_decay = inf"]),
+        ("fit.cluster_weight=.nan", ["fit.cluster_weight = nan"]),
+        ("fit.batch_regions=0", ["fit.batch_regions = 0", "1 or more"]),
+        ("fit.seed=4294967296", ["fit.seed = 4294967296", "4294967295 or less"]),
+        ("score.of=[]", ["score.of is empty"]),
+        ("score.of=[modle]", ["score.of has 'modle'", "model"]),
+        ("score.over=[strong rigde]", ["score.over has 'strong rigde'", "strong ridge"]),
+    ],
+)
+def test_a_setting_that_would_fail_late_is_refused_when_the_config_is_made(assignment, words):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [assignment])
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_settings_at_the_border_are_taken(tmp_path: Path):
+    words = ["score.over=[]", "score.of=[model, training mean]", "fit.weight_decay=0"]
+    words += ["model.width=60", "model.dropout=0", "fit.seed=4294967295", "prepare.overlap_px=496"]
+    config = load_config(None, [*words, "prepare.vit.tile_um=0.3"])
+    assert (config.score.over, config.model) == ((), {"width": 60, "dropout": 0.0})
+    (tmp_path / "all.yaml").write_text(to_yaml(values_of(config)))
+    assert load_config(tmp_path / "all.yaml") == make_config(values_of(config))

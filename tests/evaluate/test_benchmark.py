@@ -11,7 +11,13 @@ from histoscribe.data.bags import BagConfig
 from histoscribe.data.splits import Split
 from histoscribe.data.toy import toy_study, toy_world
 from histoscribe.errors import DataError
-from histoscribe.evaluate.baselines import RIDGES, TRAINING_MEAN, predict_baselines
+from histoscribe.evaluate.baselines import (
+    CELL_RIDGE,
+    RIDGES,
+    STRONG_RIDGE,
+    TRAINING_MEAN,
+    predict_baselines,
+)
 from histoscribe.evaluate.benchmark import ScoreConfig, benchmark, describe_protocol, score
 from histoscribe.evaluate.bootstrap import BootstrapConfig
 from histoscribe.train.assemble import SlideData
@@ -82,12 +88,13 @@ def test_all_methods_are_scored_on_the_regions_that_all_answer():
     a, b = (y + rng.normal(size=y.shape) for _ in range(2))
     a[3] = np.nan
     table = score(
-        {"model": [a], "b": [b]}, [y], ["s"], "log1p_counts", "p", ScoreConfig(over=("b",))
-    )
+        {"model": [a], CELL_RIDGE: [b]}, [y], ["s"], "log1p_counts", "p",
+        ScoreConfig(over=(CELL_RIDGE, STRONG_RIDGE)),
+    )  # fmt: skip
     assert {row.metrics.n_regions for row in table.rows} == {18}
     (gain, mean) = table.gains
     assert gain.gain.value == pytest.approx(
-        table.row("model").metrics.gene_pcc - table.row("b").metrics.gene_pcc
+        table.row("model").metrics.gene_pcc - table.row(CELL_RIDGE).metrics.gene_pcc
     )
     assert mean.slide == "mean"
 
@@ -97,8 +104,6 @@ def test_the_protocol_says_how_honest_it_is(slides):
         replace(s, regions=replace(s.regions, patient_id=("p",) * len(s.regions))) for s in slides
     ]
     sections = Split(("toy-0",), ("toy-1",), "section")
-    assert "Optimistic: p has sections on both sides" in describe_protocol(
-        sections, one, BagConfig()
-    )
+    assert "Optimistic: p has sections on both sides" in describe_protocol(sections, one)
     strips = Split(("toy-0",), ("toy-1",), "strip")
-    assert "Illustration, not evidence" in describe_protocol(strips, slides, BagConfig())
+    assert "Illustration, not evidence" in describe_protocol(strips, slides)

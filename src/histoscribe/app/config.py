@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
             raise ConfigError(f"{name} is a group of settings; {value!r} came.")
     model_name = coerce(known.get("fit", {}).get("model", FitConfig.model), str, "fit.model")
     checked = merge(RunConfig, {name: known[name] for name in known if name != "model"})
-    checked["model"] = merge(find_model(model_name)[1], known["model"], "model")
+    checked["model"] = _check_model(find_model(model_name)[1], known["model"])
     return build(RunConfig, checked)
 
 
@@ -116,6 +116,17 @@ def values_of(config: RunConfig) -> dict[str, Any]:
     values = plain(config)
     model = defaults_of(find_model(config.fit.model)[1])
     return {**values, "model": overlay(model, plain(config.model))}
+
+
+def _check_model(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The given settings of a model, once its config was made of them.
+
+    The sizes that only the data tell have no default; any will do to try the others.
+    """
+    settings = merge(kind, given, "model")
+    sizes = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    build(kind, {**dict.fromkeys(sizes, 1), **settings})
+    return settings
 
 
 def _given(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Bag and BagBatch: regions ready for a model, concatenated and never padded."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -31,12 +33,12 @@ class BagConfig:
     def __post_init__(self) -> None:
         if self.neighbours < 0:
             raise ConfigError(f"neighbours = {self.neighbours}; give 0 (no graph) or more")
-        if not self.ring_um >= 0:
+        if not 0 <= self.ring_um < math.inf:
             raise ConfigError(f"ring_um = {self.ring_um}; give 0 (no context cells) or more µm")
-        if not self.field_side_um > 0:
+        if not 0 < self.field_side_um < math.inf:
             raise ConfigError(f"field_side_um = {self.field_side_um}; give a length in µm")
-        growing = all(a < b for a, b in zip((0.0, *self.rings_um), self.rings_um, strict=False))
-        if not growing:
+        radii = (0.0, *self.rings_um, math.inf)
+        if not all(a < b for a, b in pairwise(radii)):
             raise ConfigError(f"rings_um = {self.rings_um}; give growing radii in µm")
 
     @property

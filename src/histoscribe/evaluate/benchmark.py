@@ -10,11 +10,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64
 
-from histoscribe.data.bags import BagConfig
 from histoscribe.data.prediction import Prediction
 from histoscribe.data.splits import Split
-from histoscribe.errors import DataError, MismatchError
-from histoscribe.evaluate.baselines import CELL_RIDGE, STRONG_RIDGE, predict_baselines
+from histoscribe.errors import ConfigError, DataError, MismatchError
+from histoscribe.evaluate.baselines import (
+    CELL_RIDGE,
+    RIDGES,
+    STRONG_RIDGE,
+    TRAINING_MEAN,
+    predict_baselines,
+)
 from histoscribe.evaluate.bootstrap import (
     BootstrapConfig,
     Interval,
@@ -29,6 +34,9 @@ from histoscribe.train.targets import measure
 
 MEAN = "mean"
 """Name of the rows that hold the mean over test slides."""
+MODEL = "model"
+METHODS = (MODEL, TRAINING_MEAN, *RIDGES)
+"""What `benchmark` scores."""
 
 Answers = Mapping[str, Sequence[Float[np.ndarray, "region gene"]]]
 
@@ -155,13 +163,25 @@ class ScoreConfig:
 
     Attributes:
         bootstrap: How intervals are drawn.
-        over: Methods whose paired gain is wanted: each method of `of` over each of these.
-        of: Methods that are compared.
+        over: Methods of METHODS that are compared against: the paired gain of each method of `of`
+            over each of these is wanted; none wants no gains.
+        of: Methods of METHODS that are compared.
     """
 
     bootstrap: BootstrapConfig = field(default_factory=BootstrapConfig)
     over: tuple[str, ...] = (CELL_RIDGE, STRONG_RIDGE)
-    of: tuple[str, ...] = ("model",)
+    of: tuple[str, ...] = (MODEL,)
+
+    def __post_init__(self) -> None:
+        if not self.of:
+            raise ConfigError("score.of is empty; give a method, 'model' is usual")
+        for name in ("over", "of"):
+            stranger = next((m for m in getattr(self, name) if m not in METHODS), None)
+            if stranger is not None:
+                raise ConfigError(
+                    f"score.{name} has {stranger!r}, which is no method; give some of "
+                    f"{', '.join(METHODS)}"
+                )
 
 
 def benchmark(
@@ -181,11 +201,11 @@ def benchmark(
     train, test = _pick(slides, split.train), _pick(slides, split.test)
     space = checkpoint.scaling.target.space
     answers = {
-        "model": split_by_slide(predict_regions(checkpoint, test), test),
+        MODEL: split_by_slide(predict_regions(checkpoint, test), test),
         **predict_baselines(train, test, checkpoint.panel, space, checkpoint.bags),
     }
     measured = [measure(slide.regions, checkpoint.panel, space)[0] for slide in test]
-    protocol = describe_protocol(split, slides, checkpoint.bags)
+    protocol = describe_protocol(split, slides)
     return score(answers, measured, [s.slide_id for s in test], f"{space}", protocol, config)
 
 
@@ -277,15 +297,15 @@ def split_by_slide(
     return parts
 
 
-def describe_protocol(split: Split, slides: Sequence[SlideData], bags: BagConfig) -> str:
+def describe_protocol(split: Split, slides: Sequence[SlideData]) -> str:
     """What was trained on and tested on, and how far that is honest."""
     patient_of = {slide.slide_id: slide.patient_id for slide in slides}
     shared = {patient_of[s] for s in split.train} & {patient_of[s] for s in split.test}
     text = f"Trained on {', '.join(split.train)}; tested on {', '.join(split.test)}."
     if split.unit == "strip":
         return (
-            f"{text} Illustration, not evidence: strips of one slide (context of up to "
-            f"{max((*bags.rings_um, 0.0)):g} µm reaches over their borders)."
+            f"{text} Illustration, not evidence: strips of one slide; patient, stain and scan are "
+            "the same."
         )
     if shared:
         return (

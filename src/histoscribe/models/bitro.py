@@ -153,8 +153,8 @@ class BitroConfig:
                 raise ConfigError(f"{name} = {getattr(self, name)}; give {what}")
         if not 0 < self.cell_share < 1:
             raise ConfigError(f"cell_share = {self.cell_share}; give a share between 0 and 1")
-        if not self.window_um > 0:
-            raise ConfigError(f"window_um = {self.window_um}; give a length in µm")
+        if not 0 < self.window_um < math.inf:
+            raise ConfigError(f"window_um = {self.window_um}; give a finite length above 0 µm")
 
 
 def paper_settings() -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """What is settled before the first field is segmented: parts, range, plan, provenance."""
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from histoscribe.data.provenance import Provenance
 from histoscribe.data.regions import Regions
@@ -16,10 +18,13 @@ from histoscribe.errors import ConfigError, DataError
 from histoscribe.preprocess.describe import Encoder
 from histoscribe.preprocess.encoders.encoder import ENCODERS
 from histoscribe.preprocess.encoders.transformers import VitConfig
-from histoscribe.preprocess.fields import FieldPlan, plan_around, plan_grid
+from histoscribe.preprocess.fields import FieldPlan, owned_side, plan_around, plan_grid
 from histoscribe.preprocess.segmenters.segmenter import SEGMENTERS, Calibration, Segmenter
 from histoscribe.preprocess.tissue import TissueMask, sample_tissue_pixels, tissue_mask
 from histoscribe.types import Box
+
+CENTRES = "region_centres"
+"""Name of the hash of the regions' centres among the inputs of a prepared slide."""
 
 MAX_ENLARGED = 2.0  # what `Slide.read` gives
 
@@ -55,6 +60,22 @@ class PrepareConfig:
     fields_at_once: int = 1
     calibration_pixels: int = 100_000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_name(SEGMENTERS, self.segmenter, "segmenter")
+        name, _, source = self.encoder.partition(":")
+        if name == "vit" and not source:
+            raise ConfigError("encoder 'vit' wants a model: 'vit:FOLDER' or 'vit:HUB-ID'")
+        check_name(ENCODERS, name if name == "vit" else self.encoder, "encoder")
+        for name in ("around_um", "tile_side_um"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(
+                    f"prepare.{name} = {getattr(self, name)}; give a finite length above 0 µm"
+                )
+        for name, least in {"fields_at_once": 1, "calibration_pixels": 1, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"prepare.{name} = {getattr(self, name)}; give {least} or more")
+        owned_side(self.field_px, self.overlap_px)
 
 
 @dataclass(frozen=True)
@@ -99,10 +120,11 @@ def plan_preparation(slide: Slide, regions: Regions | None, config: PrepareConfi
         DataError: No tissue, or a constant image.
         MissingExtra: Weights that are not there.
     """
-    segmenter: Segmenter = load(SEGMENTERS, config.segmenter, "segmenter")
+    segmenter: Segmenter = load(SEGMENTERS, config.segmenter)
     encoder = load_encoder(config)
     check_together(config, segmenter, encoder)
     check_scale(slide, segmenter.mpp)
+    check_tile_scale(slide, encoder.identity.mpp)
     mask = tissue_mask(slide)
     pixels = sample_tissue_pixels(
         slide,
@@ -114,7 +136,7 @@ def plan_preparation(slide: Slide, regions: Regions | None, config: PrepareConfi
     calibration = segmenter.calibrate(pixels)
     map_source = None
     if encoder.kind == "dense" and encoder.segmenter != config.segmenter:
-        other: Segmenter = load(SEGMENTERS, encoder.segmenter, "segmenter")
+        other: Segmenter = load(SEGMENTERS, encoder.segmenter)
         map_source = (other, other.calibrate(pixels))
     plan = plan_fields(slide, mask, regions, config, segmenter.mpp)
     settings = {
@@ -133,7 +155,7 @@ def plan_preparation(slide: Slide, regions: Regions | None, config: PrepareConfi
     }
     inputs = {"slide": hash_slide(slide)}
     if plan.disc_um is not None:
-        inputs["region_centres"] = hashlib.sha256(plan.disc_um.tobytes()).hexdigest()
+        inputs[CENTRES] = hash_centres(plan.disc_um)
     return Preparation(
         slide=slide,
         config=config,
@@ -147,10 +169,14 @@ def plan_preparation(slide: Slide, regions: Regions | None, config: PrepareConfi
     )
 
 
-def load(table: dict[str, str], name: str, what: str, *arguments: Any) -> Any:  # noqa: ANN401
-    """Import what a name of a table stands for, and make it."""
+def check_name(table: dict[str, str], name: str, what: str) -> None:
+    """ConfigError, with the known names, if a table lacks one."""
     if name not in table:
         raise ConfigError(f"no {what} is called {name!r}; there are {', '.join(sorted(table))}")
+
+
+def load(table: dict[str, str], name: str, *arguments: Any) -> Any:  # noqa: ANN401
+    """Import what a name of a table stands for, and make it."""
     module, factory = table[name].split(":")
     return getattr(import_module(module), factory)(*arguments)
 
@@ -158,11 +184,7 @@ def load(table: dict[str, str], name: str, what: str, *arguments: Any) -> Any:  
 def load_encoder(config: PrepareConfig) -> Encoder:
     """The encoder; "vit:SOURCE" is a Vision Transformer from a folder or the hub."""
     name, _, source = config.encoder.partition(":")
-    if name != "vit":
-        return load(ENCODERS, config.encoder, "encoder")
-    if not source:
-        raise ConfigError("encoder 'vit' wants a model: 'vit:FOLDER' or 'vit:HUB-ID'")
-    return load(ENCODERS, name, "encoder", source, config.vit)
+    return load(ENCODERS, name, source, config.vit) if name == "vit" else load(ENCODERS, name)
 
 
 def check_scale(slide: Slide, mpp: float) -> None:
@@ -175,6 +197,16 @@ def check_scale(slide: Slide, mpp: float) -> None:
         )
 
 
+def check_tile_scale(slide: Slide, mpp: float) -> None:
+    """ConfigError if the encoder's tiles are finer than the slide can be enlarged to."""
+    if max(slide.mpp) > MAX_ENLARGED * mpp:
+        raise ConfigError(
+            f"tiles are read at {mpp:g} µm/px, slide {slide.slide_id} has {max(slide.mpp):.4g} and "
+            f"at most {MAX_ENLARGED:g}x is enlarged; set prepare.vit.mpp to "
+            f"{max(slide.mpp) / MAX_ENLARGED:.4g} or more"
+        )
+
+
 def check_together(config: PrepareConfig, segmenter: Segmenter, encoder: Encoder) -> None:
     """ConfigError if resolutions, tiles and fields do not fit each other."""
     mpp, side_um = segmenter.mpp, config.tile_side_um
@@ -183,7 +215,7 @@ def check_together(config: PrepareConfig, segmenter: Segmenter, encoder: Encoder
             f"encoder {config.encoder} sees {encoder.identity.mpp:g} µm/px, segmenter "
             f"{config.segmenter} {mpp:g}; choose a segmenter of the same resolution"
         )
-    if side_um <= 0 or round(side_um / mpp) * mpp != side_um:
+    if round(side_um / mpp) * mpp != side_um:
         raise ConfigError(
             f"tile_side_um {side_um:g} is no whole number of pixels of {mpp:g} µm; 32 is usual"
         )
@@ -192,8 +224,6 @@ def check_together(config: PrepareConfig, segmenter: Segmenter, encoder: Encoder
             f"tiles of {side_um:g} µm want an overlap of at least {side_um / mpp:g} px, not "
             f"{config.overlap_px}, so that each lies in one field whole; raise overlap_px"
         )
-    if config.fields_at_once < 1 or config.calibration_pixels < 1:
-        raise ConfigError("fields_at_once and calibration_pixels must be at least 1")
 
 
 def plan_fields(
@@ -224,6 +254,12 @@ def searched_mm2(mask: TissueMask, plan: FieldPlan) -> float:
     row, column = np.nonzero(mask.mask)
     centre = ((np.stack([column, row], axis=1) + 0.5) * mask.mpp).astype(np.float32)
     return float((plan.owner(centre) >= 0).sum() * mask.mpp**2 / 1e6)
+
+
+def hash_centres(centre_um: Float[np.ndarray, "region 2"]) -> str:
+    """SHA-256 of where regions are, whatever their order."""
+    distinct = np.unique(centre_um.astype(np.float64), axis=0)
+    return hashlib.sha256(distinct.tobytes()).hexdigest()
 
 
 def hash_slide(slide: Slide) -> str:

@@ -12,6 +12,7 @@ slide that the scales know: it decides when to stop, and is never a result.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from histoscribe.data.bags import BagConfig
 from histoscribe.data.genes import GenePanel
 from histoscribe.data.provenance import Provenance
 from histoscribe.data.splits import Split, check_split
-from histoscribe.errors import ConfigError, DataError
+from histoscribe.errors import ConfigError, DataError, MissingExtra
 from histoscribe.train.assemble import (
     AssembledBags,
     SlideBags,
@@ -43,6 +44,7 @@ from histoscribe.train.targets import TargetSpace
 
 N_PARTS = 3
 """Inner folds of a single training slide."""
+MAX_SEED = 2**32 - 1  # of scikit-learn's K-means
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,17 @@ class FitConfig:
         )
         least |= dict.fromkeys(("max_epochs", "patience", "n_repeats"), 1)
         for name, lowest in least.items():
-            if not getattr(self, name) >= lowest:
-                raise ConfigError(f"{name} = {getattr(self, name)}; give {lowest} or more")
+            if not lowest <= getattr(self, name) < math.inf:
+                raise ConfigError(
+                    f"fit.{name} = {getattr(self, name)}; give a finite number, {lowest} or more"
+                )
+        if self.seed > MAX_SEED:
+            raise ConfigError(f"fit.seed = {self.seed}; give {MAX_SEED} or less")
         for name in ("learning_rate", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} = {getattr(self, name)}; give more than 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(
+                    f"fit.{name} = {getattr(self, name)}; give a finite number above 0"
+                )
 
 
 @dataclass(frozen=True)
@@ -160,6 +168,17 @@ class FittedNet:
     n_epochs: int
 
 
+def check_device(config: FitConfig) -> None:
+    """MissingExtra if the nets cannot be trained on this machine as asked."""
+    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
+    if not has[config.device]:
+        there = ", ".join(name for name, is_there in has.items() if is_there)
+        raise MissingExtra(
+            f"fit.device = {config.device}, which PyTorch does not find on this machine; it finds "
+            f"{there}"
+        )
+
+
 def fit(
     slides: Sequence[SlideData],
     split: Split,
@@ -188,10 +207,12 @@ def fit(
         DataError: If a training slide is missing, has no expression or no nuclei.
         MismatchError: If slides differ in encoder or naming of genes, or a net diverged.
         ConfigError: If a setting is not known.
+        MissingExtra: If this machine has no such device.
     """
     from histoscribe.train.loop import train_net  # Lightning takes seconds to import
 
     config, bags, log = config or FitConfig(), bags or BagConfig(), log or FitLog()
+    check_device(config)
     training = _training_slides(slides, split)
     encoder_id = check_one_encoder(training)
     cut = [cut_bags(slide, bags) for slide in training]

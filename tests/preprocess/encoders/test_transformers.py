@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +145,6 @@ def test_a_toy_slide_is_described_by_a_vision_transformer(tmp_path: Path) -> Non
     assert cells.features.shape[1] == 24
     assert tiles_.features.shape[1] == 48
     assert cells.encoder_id == tiles_.encoder_id
+    too_fine = replace(chosen, vit=replace(chosen.vit, mpp=0.2))
+    with pytest.raises(ConfigError, match=r"at 0\.2 µm/px.*prepare\.vit\.mpp to 0\.25 or more"):
+        prepare_slide(world.slide, None, too_fine)

@@ -3,10 +3,11 @@
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -40,6 +41,23 @@ class VitConfig:
     tile_um: float = 24.0
     input_px: int = 224
     mpp: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.pooling not in get_args(VitPooling):
+            known = " or ".join(get_args(VitPooling))
+            raise ConfigError(f"prepare.vit.pooling = {self.pooling!r}; give {known}")
+        for name in ("tile_um", "mpp"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(
+                    f"prepare.vit.{name} = {getattr(self, name)}; give a finite number above 0"
+                )
+        if self.input_px < 1:
+            raise ConfigError(f"prepare.vit.input_px = {self.input_px}; give 1 or more")
+        if round(self.tile_um / self.mpp) < 1:
+            raise ConfigError(
+                f"prepare.vit.tile_um = {self.tile_um:g} is less than a pixel of "
+                f"prepare.vit.mpp = {self.mpp:g}; give a larger tile or a smaller mpp"
+            )
 
 
 class VitEncoder:
@@ -86,10 +104,10 @@ class VitEncoder:
         self.n_prefix = 1 + int(getattr(shape, "num_register_tokens", 0) or 0)
         self.input_px = config.input_px
         self.tile_px = round(config.tile_um / config.mpp)
-        if self.input_px % self.patch_px or self.input_px < self.patch_px or self.tile_px < 1:
+        if self.input_px % self.patch_px:
             raise ConfigError(
-                f"{name} sees patches of {self.patch_px} px: an input of {self.input_px} px must "
-                f"be a multiple, and a tile of {config.tile_um:g} um at least a pixel"
+                f"{name} sees patches of {self.patch_px} px, of which prepare.vit.input_px = "
+                f"{self.input_px} is no multiple; give one, such as {16 * self.patch_px}"
             )
         self.config = config
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
