@@ -114,6 +114,12 @@ def test_evaluate_gives_the_scores_of_fit_again(fitted, call):
     assert fitted.joinpath(*RUN, "scores.json").read_bytes() == before
 
 
+def test_a_prediction_of_training_tissue_is_called_one(fitted, tmp_path, call):
+    words = ("predict", fitted, "--run", "first", "--out", tmp_path, "--sample")
+    assert "was trained on tissue of a1:" in call(*words, "a1").message
+    assert "trained on" not in call(*words, "c1").message
+
+
 def test_cells_sum_to_their_region(fitted, tmp_path, call):
     for level in ("region", "cell"):
         words = ("--run", "first", "--sample", "c1", "--level", level, "--out", tmp_path)

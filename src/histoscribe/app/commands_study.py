@@ -71,7 +71,7 @@ def ingest(
 def prepare(
     study: StudyFolder,
     segmenter: Annotated[
-        str | None, typer.Option(help="instanseg (default) or threshold (needs no weights).")
+        str | None, typer.Option(help="instanseg (default) or threshold (classical).")
     ] = None,
     encoder: Annotated[
         str | None, typer.Option(help="instanseg (default) or vit:FOLDER or vit:HUB-ID.")
@@ -117,7 +117,10 @@ def fit(
     genes: Annotated[int | None, typer.Option(help="Size of the gene panel.")] = None,
     panel: Annotated[str | None, typer.Option(help="Panel rule: pearson or dispersion.")] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Put a run of this name and other settings away.")
+        bool,
+        typer.Option(
+            "--replace", help="Delete a run of this name with other settings, and fit anew."
+        ),
     ] = False,
     config: Config = None,
     set: Set = None,
@@ -125,9 +128,9 @@ def fit(
 ) -> None:
     """Fit on the training samples, score on the test samples, write the report.
 
-        histoscribe fit study/ --test C5 --run first
+        histoscribe fit study/ --test C2 --run first
 
-        histoscribe fit study/ --test C5 --unit section --genes 500 -s fit.max_epochs=40
+        histoscribe fit study/ --test C2 --unit section --genes 500 -s fit.max_epochs=40
 
     Split by patient unless told otherwise: sections of a tested patient are not trained on.
     """
@@ -183,7 +186,7 @@ def predict(
 
     histoscribe predict other/ --checkpoint study/runs/first/checkpoint --level cell
     """
-    from histoscribe.app.runs import predict_study
+    from histoscribe.app.runs import config_of, predict_study
     from histoscribe.app.study import open_study
 
     voice = Voice(json)
@@ -193,6 +196,8 @@ def predict(
     if level not in ("region", "cell"):
         raise ConfigError(f"--level {level}: region or cell is wanted.")
     home = opened.run_folder(run) if run else opened.folder
+    if run:
+        config_of(opened, run)  # says which runs there are, if it is none of them
     with opened.lock():
         paths = predict_study(
             opened,
@@ -200,6 +205,7 @@ def predict(
             sample or [],
             "cell" if level == "cell" else "region",
             out or home / "predictions",
+            voice,
         )
     for path in paths:
         voice.say(str(path))

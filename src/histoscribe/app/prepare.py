@@ -6,11 +6,26 @@ from typing import Any
 
 from histoscribe.app.console import Voice
 from histoscribe.app.study import Sample, Study, write_json
+from histoscribe.data.cells import Cells
 from histoscribe.data.regions import Regions
-from histoscribe.data.store import is_current, read_regions, write_cells, write_tiles
-from histoscribe.preprocess.preparation import PrepareConfig, plan_preparation
+from histoscribe.data.store import (
+    is_current,
+    read_cells,
+    read_regions,
+    read_tiles,
+    write_cells,
+    write_tiles,
+)
+from histoscribe.errors import DataError, MismatchError
+from histoscribe.preprocess.preparation import (
+    CENTRES,
+    PrepareConfig,
+    hash_centres,
+    plan_preparation,
+)
 from histoscribe.preprocess.run import carry_out
 from histoscribe.slides.open import open_slide
+from histoscribe.train.assemble import SlideData
 
 
 def prepare_study(
@@ -38,6 +53,56 @@ def prepare_study(
 def read_measured(study: Study, sample: Sample) -> Regions | None:
     """The regions of a sample, or None where nothing was measured."""
     return read_regions(study.folder_of(sample)) if sample.expression else None
+
+
+def load_slide(study: Study, sample: Sample) -> SlideData:
+    """All that is stored of a sample, if it is of what was last ingested.
+
+    Raises:
+        DataError: A step was not run; its command is named.
+        MismatchError: The sample was ingested anew, from another slide, scale or table of spots,
+            since its nuclei were found.
+    """
+    if study.prepared_record(sample) is None:
+        raise DataError(
+            f"Sample '{sample.sample}' is not prepared. Run 'histoscribe prepare {study.folder}'."
+        )
+    regions = read_measured(study, sample)
+    if regions is None:
+        raise DataError(
+            f"Sample '{sample.sample}' has no regions: its manifest row names no expression. "
+            "Name other samples with --sample."
+        )
+    home = study.folder_of(sample)
+    cells, tiles = read_cells(home), read_tiles(home)
+    if not set(regions.provenance.inputs.values()) <= set(sample.inputs.values()):
+        raise MismatchError(
+            f"The regions of sample '{sample.sample}' were not read from the files that the study "
+            "names: an ingest was interrupted. Run 'histoscribe ingest' again, then 'prepare'."
+        )
+    other = _what_changed(sample, cells, regions)
+    if tiles.provenance.key != cells.provenance.key:
+        other = "settings (its tiles and its cells are of two runs of prepare)"
+    if other:
+        raise MismatchError(
+            f"The nuclei of sample '{sample.sample}' are of another {other} than was ingested "
+            f"last. Run 'histoscribe prepare {study.folder}' again."
+        )
+    return SlideData(cells, tiles, regions)
+
+
+def _what_changed(sample: Sample, cells: Cells, regions: Regions) -> str:
+    """What the cells were made from that is no longer so, in words; "" if nothing."""
+    made = cells.provenance
+    if made.inputs.get("slide") != sample.inputs["slide"]:
+        return "slide file"
+    mpp = regions.provenance.settings.get("mpp")
+    if made.settings.get("slide_mpp") != mpp:
+        return f"scale ({made.settings.get('slide_mpp')} µm/px against {mpp})"
+    centres = made.inputs.get(CENTRES)
+    if centres is not None and centres != hash_centres(regions.xy_um):
+        return "table of spots"
+    return ""
 
 
 def _prepare_sample(

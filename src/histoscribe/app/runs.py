@@ -12,17 +12,17 @@ import numpy as np
 
 from histoscribe.app.config import RunConfig, SplitConfig, make_config, values_of
 from histoscribe.app.console import Voice
-from histoscribe.app.prepare import read_measured
+from histoscribe.app.prepare import load_slide
 from histoscribe.app.study import Sample, Study, read_json, write_json, write_text
 from histoscribe.data.prediction import Prediction
 from histoscribe.data.splits import Split, strips
-from histoscribe.data.store import read_cells, read_tiles, write_prediction
+from histoscribe.data.store import write_prediction
 from histoscribe.errors import ConfigError, DataError
 from histoscribe.evaluate.benchmark import ScoreTable, benchmark
 from histoscribe.predict import predict_cells, predict_regions
 from histoscribe.train.assemble import SlideData
 from histoscribe.train.checkpoint import Checkpoint
-from histoscribe.train.fit import Epoch, FitLog, fit
+from histoscribe.train.fit import Epoch, FitLog, check_device, fit
 from histoscribe.train.gene_panel import choose_panel, noise_ceiling
 
 Level = Literal["region", "cell"]
@@ -73,21 +73,23 @@ def fit_run(
         run: Name of the run; the same settings and data give the same checkpoint.
         config: All settings; they are kept in `run.json`.
         voice: Told what happens.
-        is_replacing: Put a finished run of other settings away, which is refused otherwise.
+        is_replacing: Delete a finished run of other settings, once this one is known to be
+            possible; without it, such a run is refused.
 
     Raises:
         ConfigError: The run exists with other settings, or the split cannot be made.
         DataError: Samples are not prepared, or fewer genes qualify than were asked for.
+        MissingExtra: The machine has no such device.
     """
     folder = study.run_folder(run)
     record = {"run": run, "config": values_of(config)}
-    if not _is_same(folder, record):
-        if not is_replacing:
-            raise ConfigError(
-                f"Run '{run}' exists with other settings. Give this one another --run, or put the "
-                "old one away with --replace."
-            )
-        shutil.rmtree(folder)
+    is_other = not _is_same(folder, record)
+    if is_other and not is_replacing:
+        raise ConfigError(
+            f"Run '{run}' exists with other settings. Give this one another --run, or delete the "
+            "old one with --replace."
+        )
+    check_device(config.fit)
     sides = load_sides(study, config.split)
     training = [slide.regions for slide in sides.of(sides.split.train)]
     panel = choose_panel(training, config.panel)
@@ -102,6 +104,8 @@ def fit_run(
     ]
     ceiling = float(np.mean(ceilings))
     voice.say(f"{len(panel)} genes; noise ceiling of their per-gene PCC {ceiling:.2f}")
+    if is_other:
+        shutil.rmtree(folder)
     write_json(folder / "run.json", record)
     started = time.monotonic()
     with voice.progress("fit") as advance:
@@ -131,8 +135,8 @@ def evaluate_run(study: Study, run: str, voice: Voice) -> Outcome:
     from histoscribe.app.run_report import banner_of, report_run
 
     folder = study.run_folder(run)
-    checkpoint = Checkpoint.load(folder / "checkpoint")
     config = config_of(study, run)
+    checkpoint = Checkpoint.load(folder / "checkpoint")
     sides = load_sides(study, config.split)
     if sides.split != checkpoint.split:
         raise DataError(
@@ -154,7 +158,12 @@ def evaluate_run(study: Study, run: str, voice: Voice) -> Outcome:
 
 
 def predict_study(
-    study: Study, checkpoint_folder: Path, names: Sequence[str], level: Level, out: Path
+    study: Study,
+    checkpoint_folder: Path,
+    names: Sequence[str],
+    level: Level,
+    out: Path,
+    voice: Voice,
 ) -> list[Path]:
     """Predict samples with a checkpoint; one store a sample.
 
@@ -164,37 +173,32 @@ def predict_study(
         names: Samples; all if empty.
         level: Regions as measured, or each cell inside one.
         out: Folder of the predictions.
+        voice: Told which samples the checkpoint was trained on.
 
     Raises:
         MismatchError: The samples were prepared with another encoder than the checkpoint's.
     """
     checkpoint = Checkpoint.load(checkpoint_folder)
     samples = [study.find(name) for name in names] or list(study.samples)
+    known = {key for name, key in checkpoint.provenance.inputs.items() if name.endswith("/cells")}
+    seen = []
     predict = predict_cells if level == "cell" else predict_regions
     paths = []
     for sample in samples:
-        prediction = predict(checkpoint, [load_slide(study, sample)])
+        slide = load_slide(study, sample)
+        if slide.cells.provenance.key in known:
+            seen.append(sample.sample)
+        prediction = predict(checkpoint, [slide])
         suffix = ".cells.zarr" if level == "cell" else ".zarr"
         paths.append(out / f"{sample.sample}{suffix}")
         write_prediction(prediction, paths[-1])
+    if seen:
+        voice.warn(
+            f"the model was trained on tissue of {', '.join(seen)}: what it says of it looks "
+            "better than it is, and is no test"
+        )
     study.log("predict", model_id=checkpoint.model_id, level=level, n_samples=len(samples))
     return paths
-
-
-def load_slide(study: Study, sample: Sample) -> SlideData:
-    """All that is stored of a sample; DataError with the command that is missing."""
-    if study.prepared_record(sample) is None:
-        raise DataError(
-            f"Sample '{sample.sample}' is not prepared. Run 'histoscribe prepare {study.folder}'."
-        )
-    regions = read_measured(study, sample)
-    if regions is None:
-        raise DataError(
-            f"Sample '{sample.sample}' has no regions: its manifest row names no expression. "
-            "Name other samples with --sample."
-        )
-    home = study.folder_of(sample)
-    return SlideData(read_cells(home), read_tiles(home), regions)
 
 
 def load_sides(study: Study, config: SplitConfig) -> Sides:
