@@ -7,9 +7,11 @@ from histoscribe.app.console import Voice
 from histoscribe.app.ingest import ingest_manifest
 from histoscribe.app.prepare import prepare_study
 from histoscribe.app.runs import Outcome, evaluate_run, fit_run
+from histoscribe.app.study import open_study
 from histoscribe.demo_data.folder import demo_folder
-from histoscribe.errors import MissingExtra
+from histoscribe.errors import ConfigError, MissingExtra
 from histoscribe.preprocess.weights import WEIGHTS, fetch
+from histoscribe.readers.manifest import read_manifest
 
 RUN = "demo"
 
@@ -23,15 +25,32 @@ def run_demo(out: Path, voice: Voice) -> Outcome:
     Args:
         out: The study folder to write; a finished one is gone through again in seconds.
         voice: Told what happens.
+
+    Raises:
+        ConfigError: Another study lies there.
     """
+    manifest = demo_folder() / "manifest.csv"
+    check_is_ours(out, {row.sample for row in read_manifest(manifest)})
     segmenter = choose_segmenter(voice)
     config = demo_config(segmenter)
-    study = ingest_manifest(demo_folder() / "manifest.csv", out, None, voice.say)
+    study = ingest_manifest(manifest, out, None, voice.say)
     with study.lock():
         prepare_study(study, config.prepare, (), voice)
         run = f"{RUN}-{segmenter}"
         fit_run(study, run, config, voice, is_replacing=True)
         return evaluate_run(study, run, voice)
+
+
+def check_is_ours(out: Path, ours: set[str]) -> None:
+    """ConfigError if the folder holds another study than the demonstration's."""
+    if not (out / "study.json").exists():
+        return
+    others = sorted({sample.sample for sample in open_study(out).samples} - ours)
+    if others:
+        raise ConfigError(
+            f"{out} holds a study of {', '.join(others)}, which the demonstration would replace. "
+            "Give it a folder of its own with --out."
+        )
 
 
 def choose_segmenter(voice: Voice) -> str:

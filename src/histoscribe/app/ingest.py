@@ -1,18 +1,21 @@
 """Ingest: a manifest and its files, checked against each other, become a study."""
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from histoscribe.app.study import Sample, Study, create_study
+from histoscribe.app.study import Sample, Study, check_name, create_study, open_study
+from histoscribe.data.atomic import put_in_place
 from histoscribe.data.store import hash_file, is_current, write_regions
 from histoscribe.readers.manifest import SampleRow, read_manifest
 from histoscribe.readers.sample import read_sample
 from histoscribe.slides.open import open_slide
 
 FILES = ("slide", "expression", "spots", "genes")
+STAGING = ".ingesting"
 
 
 def ingest_manifest(
@@ -21,7 +24,8 @@ def ingest_manifest(
     """Read every row of a manifest into a study folder.
 
     Nothing of the user's is moved or changed. A sample whose stored regions were made from the
-    same files by the same settings is not written again.
+    same files by the same settings is not written again. Nothing is put in place before every row
+    has been read and checked.
 
     Args:
         manifest: The CSV; paths in it are relative to its folder.
@@ -30,29 +34,40 @@ def ingest_manifest(
         say: Told one line for each sample.
 
     Raises:
+        ConfigError: A sample's name cannot be a folder's, or the study is being written.
         DataError: The first thing that does not hold up; the study is then as it was.
     """
     rows = read_manifest(manifest)
-    samples = tuple(_ingest_row(row, folder, mpp, say) for row in rows)
-    study = create_study(folder, samples)
-    study.log("ingest", manifest=manifest.name, n_samples=len(samples))
+    for row in rows:
+        check_name(row.sample, "sample")
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = folder / STAGING
+    with Study(folder, ()).lock():
+        shutil.rmtree(staging, ignore_errors=True)  # of an ingest that was killed
+        try:
+            samples = tuple(_ingest_row(row, folder, staging, mpp, say) for row in rows)
+            _say_who_leaves(folder, samples, say)
+            for sample in samples:
+                put_in_place(staging / sample.sample, folder / "samples" / sample.sample)
+            study = create_study(folder, samples)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        study.log("ingest", manifest=manifest.name, n_samples=len(samples))
     return study
 
 
 def _ingest_row(
-    row: SampleRow, folder: Path, mpp: float | None, say: Callable[[str], None]
+    row: SampleRow, folder: Path, staging: Path, mpp: float | None, say: Callable[[str], None]
 ) -> Sample:
     given_mpp = mpp if row.mpp is None else row.mpp  # 0 is no value to pass over, but to refuse
     slide = open_slide(row.slide, mpp=given_mpp, slide_id=row.sample)
     found = read_sample(row, slide)
     report: dict[str, Any] = {}
-    home = folder / "samples" / row.sample
     if found is not None:
         regions, read_report = found
         report = asdict(read_report)
-        home.mkdir(parents=True, exist_ok=True)
-        if not is_current(home, "regions", regions.provenance):
-            write_regions(regions, home)
+        if not is_current(folder / "samples" / row.sample, "regions", regions.provenance):
+            write_regions(regions, staging / row.sample)
     text = (
         f"{report['n_kept']} of {report['n_selected']} spots, {report['n_genes']} genes"
         if report
@@ -72,6 +87,15 @@ def _ingest_row(
         inputs={name: hash_file(file) for name in FILES if (file := getattr(row, name))},
         report=report,
     )
+
+
+def _say_who_leaves(folder: Path, samples: tuple[Sample, ...], say: Callable[[str], None]) -> None:
+    if not (folder / "study.json").exists():
+        return
+    stay = {sample.sample for sample in samples}
+    leave = [old.sample for old in open_study(folder).samples if old.sample not in stay]
+    if leave:
+        say(f"no longer in the study, their stores are kept: {', '.join(leave)}")
 
 
 def _relative(path: Path, folder: Path) -> str:

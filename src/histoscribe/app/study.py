@@ -27,6 +27,7 @@ from histoscribe.errors import ConfigError, DataError, MismatchError
 
 FORMAT = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+TAKEN = ("mean",)  # the row of a score table that is no sample's
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,6 @@ def open_study(folder: Path) -> Study:
 
 def create_study(folder: Path, samples: tuple[Sample, ...]) -> Study:
     """Write `study.json`; an existing one is replaced in one step, the stores are kept."""
-    for sample in samples:
-        check_name(sample.sample, "sample")
     folder.mkdir(parents=True, exist_ok=True)
     record = {"format": FORMAT, "samples": [asdict(sample) for sample in samples]}
     write_json(folder / "study.json", record)
@@ -185,7 +184,9 @@ def create_study(folder: Path, samples: tuple[Sample, ...]) -> Study:
 
 
 def check_name(name: str, noun: str) -> None:
-    """ConfigError unless the name can be a folder on every system."""
+    """ConfigError unless the name can be a folder on every system and is not taken."""
+    if name in TAKEN:
+        raise ConfigError(f"'{name}' cannot name a {noun}: tables of scores use it. Rename it.")
     if not NAME.fullmatch(name):
         raise ConfigError(
             f"'{name}' cannot name a {noun}: "

@@ -84,6 +84,15 @@ def replacing(*paths: Path) -> Iterator[tuple[Path, ...]]:
             _remove(new)
 
 
+def put_in_place(source: Path, folder: Path) -> None:
+    """Move what a folder holds into another, each entry over its namesake, all or none."""
+    if not source.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    _swap([(entry, folder / entry.name) for entry in sorted(source.iterdir())])
+    _flush_folder(folder)
+
+
 def seal(folder: Path, **facts: str | None) -> None:
     """Mark a filled zarr folder as complete: write the hash of its content into its root."""
     root = json.loads((folder / ROOT).read_text())
