@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -20,6 +18,7 @@ from safetensors.torch import save as pack_tensors
 from torch import Tensor, nn
 
 from histoscribe import __version__
+from histoscribe.data.atomic import replacing
 from histoscribe.data.bags import BagConfig
 from histoscribe.data.genes import GenePanel
 from histoscribe.data.provenance import Provenance
@@ -87,21 +86,14 @@ class Checkpoint:
         return nets
 
     def save(self, folder: Path) -> None:
-        """Write the folder in one step: beside, flushed to the disk, then renamed.
+        """Write the folder whole or not at all.
 
         The same fit gives the same bytes; there are no times in it.
         """
-        beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        try:
+        with replacing(folder) as (beside,):
+            beside.mkdir()
             for name, content in self._pack().items():
-                write_synced(beside / name, content)
-            if folder.exists():
-                shutil.rmtree(folder)
-            beside.replace(folder)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+                (beside / name).write_bytes(content)
 
     @classmethod
     def load(cls, folder: Path) -> "Checkpoint":
@@ -202,14 +194,6 @@ def find_model(name: str) -> tuple[type, type]:
     module, _, attribute = MODELS[name].partition(":")
     model_class = getattr(import_module(module), attribute)
     return model_class, get_type_hints(model_class.__init__)["config"]
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and wait until the disk has it."""
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The state of an unfinished fit on disk: tensors and JSON in one safetensors file, no pickle."""
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as pack_tensors
 from torch import Tensor
 
+from histoscribe.data.atomic import replacing
 from histoscribe.errors import DataError
-from histoscribe.train.checkpoint import write_synced
 
 STRUCTURE = "structure"
 PLAIN = (str, int, float, bool, type(None))
@@ -64,13 +63,8 @@ def write_state(state: Mapping[str, Any], path: Path) -> None:
     """
     tensors: dict[str, Tensor] = {}
     structure = json.dumps(_encode(state, tensors))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write_synced(beside, pack_tensors(tensors, metadata={STRUCTURE: structure}))
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as (beside,):
+        beside.write_bytes(pack_tensors(tensors, metadata={STRUCTURE: structure}))
 
 
 def read_state(path: Path) -> dict[str, Any]:
