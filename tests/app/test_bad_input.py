@@ -4,14 +4,17 @@ import gzip
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tests.app.conftest import SMALL_FIT, TOY_PARTS
 
 from histoscribe.data import atomic
+from histoscribe.data.store import read_cells, write_cells
 
 MPP = 0.8
 PITCH_PX = 250.0  # 200 µm
@@ -213,6 +216,7 @@ def test_the_section_is_sound_before_it_is_spoilt(call, section, tmp_path):
         (["config", "-s", "fit.model=nonesuch"], 2, ["nonesuch", "bitro"]),
         (["config", "-s", "bags.rings_um=[9.0,3.0]"], 2, ["growing radii"]),
         (["config", "-s", "seed"], 2, ["KEY=VALUE"]),
+        (["config", "-c", "."], 3, ["No config file at ."]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
@@ -242,6 +246,52 @@ def test_a_slide_that_changed_after_it_was_ingested(call, section, tmp_path):
     check(call("prepare", study, *TOY_PARTS), 4, ["slide of sample 'C7' changed", "ingest"])
     (tmp_path / "C7.jpg").unlink()
     check(call("prepare", study, *TOY_PARTS), 3, ["slide of sample 'C7' is gone"])
+
+
+def test_a_file_where_a_folder_is_wanted(call, section, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    check(call("ingest", section.write(), tmp_path / "file"), 3, ["a file lies there", "file"])
+    check(call("demo", "--out", tmp_path / "file" / "in"), 3, ["a file lies there"])
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["mean", "C 7"])
+def test_a_name_that_cannot_be_had(call, section, tmp_path, name):
+    manifest = section.write()
+    manifest.write_text(manifest.read_text().replace("C7,C", f"{name},C"))
+    check(call("ingest", manifest, tmp_path / "study"), 2, [f"'{name}' cannot name a sample"])
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_demonstration_over_a_study(call, section, tmp_path):
+    study = tmp_path / "study"
+    assert call("ingest", section.write(), study).code == 0
+    before = (study / "study.json").read_bytes()
+    check(call("demo", "--out", study), 2, ["a study of C7", "--out"])
+    assert (study / "study.json").read_bytes() == before
+
+
+def test_a_manifest_with_one_bad_row_changes_nothing(call, section, tmp_path):
+    study = tmp_path / "study"
+    assert call("ingest", section.write(), study).code == 0
+    before = {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
+    for row in section.counts[1:]:
+        row[1] = str(int(row[1]) + 5)
+    manifest = section.write()
+    with manifest.open("a") as file:
+        file.write(f"C9,C,none.jpg,{MPP},C7.tsv.gz,spots.tsv\n")
+    check(call("ingest", manifest, study), 3, ["none.jpg"])
+    assert {path: path.read_bytes() for path in study.rglob("*") if path.is_file()} == before
+
+
+def test_samples_that_leave_are_named(call, section, tmp_path):
+    study = tmp_path / "study"
+    assert call("ingest", section.write(), study).code == 0
+    manifest = section.write()
+    manifest.write_text(manifest.read_text().replace("C7,C", "D1,D"))
+    answer = call("ingest", manifest, study)
+    assert answer.code == 0
+    assert "no longer in the study, their stores are kept: C7" in answer.message
 
 
 def test_a_constant_slide(call, section, tmp_path):
@@ -312,7 +362,8 @@ def test_an_interrupted_store(spoilt, call):
 @pytest.mark.slow
 def test_a_checkpoint_that_is_missing_or_changed(spoilt, call):
     study = spoilt()
-    check(call("predict", study, "--run", "second"), 3, ["no checkpoint"])
+    check(call("predict", study, "--run", "second"), 3, ["has no run 'second'", "first"])
+    check(call("predict", study, "--checkpoint", study), 3, ["no checkpoint"])
     check(call("evaluate", study, "--run", "second"), 3, ["second"])
     check(call("predict", study), 2, ["--run NAME or --checkpoint"])
     path = study / "runs/first/checkpoint/checkpoint.json"
@@ -329,6 +380,61 @@ def test_features_of_another_encoder(spoilt, call):
     path.write_text(json.dumps(record))
     words = ["expects features of vit:other@123", "toy@none", "histoscribe prepare --encoder"]
     check(call("predict", study, "--run", "first"), 4, words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("role", "words"),
+    [
+        ("mpp", ["sample 'a1'", "another scale", "histoscribe prepare"]),
+        ("slide", ["sample 'a1'", "another slide file", "histoscribe prepare"]),
+    ],
+)
+def test_nuclei_of_what_was_ingested_before(toy_files, fitted, tmp_path, call, role, words):
+    files, study = tmp_path / "files", tmp_path / "study"
+    shutil.copytree(toy_files, files)
+    shutil.copytree(fitted, study)
+    if role == "mpp":
+        manifest = files / "manifest.csv"
+        manifest.write_text(manifest.read_text().replace("a1.png,0.5,", "a1.png,0.501,"))
+    else:
+        with Image.open(files / "a1.png") as image:
+            image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(files / "a1.png")
+    assert call("ingest", files / "manifest.csv", study).code == 0
+    for command in (
+        ("fit", "--run", "x", "--test", "c1"),
+        ("evaluate",),
+        ("predict", "--run", "first"),
+    ):
+        check(call(command[0], study, *command[1:]), 4, words)
+
+
+@pytest.mark.slow
+def test_a_prepare_that_was_killed_between_its_stores(fitted, tmp_path, call):
+    study = tmp_path / "study"
+    shutil.copytree(fitted, study)
+    home = study / "samples" / "a1"
+    cells = read_cells(home)
+    other = replace(cells.provenance, settings={**cells.provenance.settings, "seed": 1})
+    write_cells(replace(cells, provenance=other), home)
+    check(call("fit", study, "--run", "x", "--test", "c1"), 4, ["two runs of prepare"])
+
+
+@pytest.mark.slow
+def test_a_run_is_not_deleted_for_one_that_cannot_be(fitted, tmp_path, call):
+    study = tmp_path / "study"
+    shutil.copytree(fitted, study)
+    words = ("--replace", "--run", "first", "--test", "c1", "--genes", "5000")
+    check(call("fit", study, *words), 3, ["5000"])
+    assert (study / "runs/first/checkpoint/model.safetensors").exists()
+    assert call("evaluate", study, "--run", "first").code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+def test_a_device_that_is_not_there(fitted, call):
+    words = ("--run", "x", "--test", "c1", "--set", "fit.device=cuda")
+    check(call("fit", fitted, *words), 5, ["fit.device = cuda", "it finds cpu"])
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from histoscribe.app import cli, commands_machine
+from histoscribe.app.console import Voice
 from histoscribe.errors import ConfigError, DataError, MismatchError, MissingExtra
 
 COMMANDS = (
@@ -130,3 +131,15 @@ def test_unknown_weights(call):
 
 def test_commands_are_registered_by_their_own_names():
     assert commands_machine.weights_app.registered_commands
+
+
+def test_brackets_in_names_are_said_as_they_are(capsys):
+    voice = Voice()
+    voice.say("slide[red].svs is [/odd]")
+    voice.table("study [x]", ["method"], [["a[/b]"]])
+    with voice.progress("[/c]"):
+        pass
+    said = capsys.readouterr()
+    assert "slide[red].svs is [/odd]" in said.err
+    assert "study [x]" in said.out
+    assert "a[/b]" in said.out

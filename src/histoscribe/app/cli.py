@@ -33,7 +33,12 @@ OUR_WORDS = {
     errno.EROFS: "The disk is read-only",
     errno.EACCES: "Permission denied",
     errno.EPERM: "Permission denied",
+    errno.ENOTDIR: "A folder is wanted, a file lies there",
+    errno.EEXIST: "A folder is wanted, a file lies there",
+    errno.EISDIR: "A file is wanted, a folder lies there",
+    errno.ENAMETOOLONG: "The name is too long",
 }
+WRONG_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
 
 app = typer.Typer(
     name="histoscribe",
@@ -80,7 +85,8 @@ def describe(
         histoscribe predict study/ --run first     expression of every region, or of every cell
 
     Exit codes: 0 done; 2 a wrong request; 3 data that do not hold up; 4 parts that do not
-    belong together; 5 something missing on this machine; 70 a bug of ours.
+    belong together; 5 something missing on this machine; 70 a bug of ours; 130 interrupted;
+    141 the reader of the output went away.
     """
 
 
@@ -136,6 +142,8 @@ def in_our_words(error: OSError) -> HistoscribeError:
             f"{reason}{where}. Make room or choose another folder; "
             "nothing half-written was kept, and the same command goes on from there."
         )
+    if error.errno in WRONG_PLACE:
+        return DataError(f"{reason}{where}. Give another path.")
     return DataError(f"{reason}{where}. Check who may read and write there.")
 
 

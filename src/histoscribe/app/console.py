@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 Advance = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -37,7 +39,7 @@ class Voice:
     def say(self, text: str) -> None:
         """One line for people."""
         if not self.is_json:
-            self._people.print(text, soft_wrap=True)
+            self._people.print(text, markup=False, soft_wrap=True)
 
     def write(self, text: str) -> None:
         """One line of the outcome, on stdout, for people."""
@@ -53,11 +55,11 @@ class Voice:
         """A table on stdout for people; machines get theirs with `result`."""
         if self.is_json:
             return
-        table = Table(title=title, title_justify="left", title_style="bold")
+        table = Table(title=Text(title), title_justify="left", title_style="bold")
         for number, column in enumerate(columns):
             table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(Text(cell) for cell in row))
         self._out.print(table)
 
     def result(self, record: Mapping[str, Any]) -> None:
@@ -86,5 +88,5 @@ class Voice:
         )
         is_silent = self.is_json or not self._people.is_terminal
         with Progress(*columns, console=self._people, transient=True, disable=is_silent) as bar:
-            task = bar.add_task(text, total=None)
+            task = bar.add_task(escape(text), total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -125,7 +125,7 @@ def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> Values:
 
 def read_yaml(path: Path) -> Values:
     """A YAML mapping from a file; an empty file is an empty mapping."""
-    if not path.exists():
+    if not path.is_file():
         raise DataError(
             f"No config file at {path}. 'histoscribe config > {path.name}' writes a full one."
         )
