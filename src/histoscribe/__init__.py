@@ -1,4 +1,4 @@
-"""histoscribe reads gene expression and cell identity from routine H&E slides."""
+"""histoscribe reads gene expression from routine H&E slides."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -7,7 +7,7 @@ import torch
 from histoscribe.data.bags import BagConfig
 from histoscribe.data.toy import toy_world
 from histoscribe.errors import DataError, MismatchError
-from histoscribe.train.assemble import SlideData, assemble, cut_bags
+from histoscribe.train.assemble import SlideData, assemble, cut_bags, cut_into_strips
 from histoscribe.train.fit import FitConfig, fit_scaling
 
 
@@ -50,6 +50,32 @@ def test_bags_hold_the_cells_and_targets_of_their_regions(slides, panel, quick):
     y = scaling.target.restore(one.target.numpy())[0]
     np.testing.assert_allclose(y, np.log1p(counts / size * 1e4), rtol=1e-4)
     assert bool(one.is_observed.all())
+
+
+def test_a_strip_sees_of_another_only_the_image_in_its_own_fields(slides):
+    config = BagConfig()
+
+    def second_strip(slide):
+        return cut_bags(cut_into_strips(slide, 3, 100.0)[1], config)
+
+    clean = second_strip(slides[0])
+    last_um = clean.slide.regions.xy_um[:, 0].max()
+
+    def poison(noun, beyond_um):
+        rng = np.random.default_rng(5)
+        features = noun.features.copy()
+        there = noun.xy_um[:, 0] > beyond_um
+        features[there] = rng.normal(size=(int(there.sum()), features.shape[1]))
+        return replace(noun, features=features)
+
+    for beyond_um, is_same in ((config.field_side_um / 2, True), (0.0, False)):
+        limit_um = last_um + beyond_um
+        other = replace(
+            slides[0],
+            cells=poison(slides[0].cells, limit_um),
+            tiles=poison(slides[0].tiles, limit_um),
+        )
+        assert np.array_equal(second_strip(other).descriptors, clean.descriptors) == is_same
 
 
 def test_parts_that_do_not_belong_together_are_told(slides):

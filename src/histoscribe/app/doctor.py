@@ -110,8 +110,9 @@ def _examine_accelerator() -> Finding:
 def _examine_torchvision() -> Finding:
     if importlib.util.find_spec("torchvision") is None:
         return Finding("torchvision", "good", "not installed, and not needed")
-    version = importlib.metadata.version("torchvision")
+    version = "a copy without a version"
     try:
+        version = importlib.metadata.version("torchvision")
         importlib.import_module("torchvision")
     except (ImportError, RuntimeError, OSError, AttributeError) as fault:
         return Finding(

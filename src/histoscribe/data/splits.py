@@ -96,7 +96,7 @@ def strips(
     Args:
         xy_um: Centres of the regions of one slide.
         n_strips: Number of strips.
-        buffer_um: At least a receptive field: the reach of the widest ring of context.
+        buffer_um: At least a receptive field: how far a region sees into its surroundings.
 
     Returns:
         Strip of each region, -1 = buffer.
