@@ -3,7 +3,8 @@
 #   make test    install, then every test, with the real weights where they can be fetched
 #   make check   what must pass before a commit
 #   make docs    the documentation, strictly
-# A machine with a GPU: make demo TORCH="torch==2.13.0 --index-url <your index>"
+# torch is taken from pip's index: on Linux the public one brings the CUDA build (gigabytes), one
+# that also offers 2.13.0+cpu brings that. To choose: TORCH="torch==2.13.0 --index-url <an index>"
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -61,4 +62,4 @@ docs: $(VENV)/.documented
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) site .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) demo-study site .pytest_cache .ruff_cache .import_linter_cache .hypothesis
