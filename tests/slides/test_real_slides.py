@@ -53,6 +53,32 @@ def test_tifffile_and_openslide_decode_the_same_pixels(data_dir: Path, name: str
     assert (one.read_pixels(0, place, size) == other.read_pixels(0, place, size)).all()
 
 
+def test_a_lower_level_reads_as_stored_whatever_the_place(data_dir: Path) -> None:
+    # its width is 2221 of 4443: OpenSlide interpolates it, by another shift at each place
+    import tifffile
+
+    path = data_dir / "wsi" / "tcga-cr-7395-01a-01-ts1.svs"
+    with tifffile.TiffFile(path) as file:
+        wanted = file.series[0].levels[1].asarray()
+    slide = open_slide(path, mpp=0.5)
+    for x, y in ((0, 0), (997, 1201), (1800, 1400)):
+        made = slide.read(Box(float(x), float(y), 301.0, 203.0), 1.0)
+        assert (made == wanted[y : y + 203, x : x + 301]).all()
+
+
+def test_a_thumbnail_shows_the_whole_of_a_real_slide(data_dir: Path) -> None:
+    slide = open_slide(data_dir / "wsi" / "tcga-cr-7395-01a-01-ts1.svs", mpp=0.5)
+    small = slide.thumbnail(500)
+    assert small.shape == (401, 500, 3)
+    stored = open_tiff(slide.path).read_thumbnail()  # the scanner's own, 956 x 768
+    assert stored is not None
+    assert stored.shape == (768, 956, 3)
+    grey, other = small.mean(axis=2), stored[::2, ::2].mean(axis=2)[:384, :478]
+    rows, columns = np.linspace(0, 400, 384).round(), np.linspace(0, 499, 478).round()
+    matched = grey[rows.astype(int)[:, None], columns.astype(int)]
+    assert np.corrcoef(matched.ravel(), other.ravel())[0, 1] > 0.9
+
+
 def test_a_published_section_reads_where_its_pixels_are(data_dir: Path) -> None:
     path = next((data_dir / "her2st" / "ST-imgs" / "C" / "C2").glob("*.jpg"))
     slide = open_slide(path, mpp=0.69, slide_id="C2")

@@ -23,7 +23,7 @@ class Slide(Protocol):
 
     @property
     def path(self) -> Path:
-        """The file it is read from."""
+        """The file or the folder it is read from."""
         ...
 
     @property

@@ -67,6 +67,9 @@ class ImageSource:
         (x, y), (width, height) = xy_px, size_px
         return pixels[y : y + height, x : x + width]
 
+    def read_thumbnail(self) -> None:
+        """None: it is one picture."""
+
     def decode(self) -> UInt8[np.ndarray, "y x 3"]:
         """All pixels, RGB, transparent ones white.
 

@@ -1,10 +1,15 @@
 """open_slide: any H&E image file as a Slide, with a physical scale that is known or refused."""
 
+import hashlib
 import importlib
 import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from histoscribe.data.atomic import hash_file
 from histoscribe.errors import DataError
+from histoscribe.slides.formats import backend_of
 from histoscribe.slides.pixels import PixelSource, StatedMpp
 from histoscribe.slides.pyramid import PyramidSlide
 
@@ -16,16 +21,10 @@ BACKENDS = {
     "openslide": "histoscribe.slides.openslide:open_openslide",
     "tiff": "histoscribe.slides.tiff:open_tiff",
     "image": "histoscribe.slides.image:open_image",
+    "dicom": "histoscribe.slides.dicom:open_dicom",
+    "ome-zarr": "histoscribe.slides.ome_zarr:open_ome_zarr",
 }
-SIGNATURES = {
-    b"II*\0": "tiff",
-    b"MM\0*": "tiff",
-    b"II+\0": "tiff",
-    b"MM\0+": "tiff",
-    b"\xff\xd8\xff": "image",
-    b"\x89PNG": "image",
-}
-READ_BY_TIFFFILE = (None, "generic-tiff")  # OpenSlide misses OME's SubIFDs and striped files
+UID = re.compile(r"[0-9]+(\.[0-9]+){3,}")  # a DICOM file is often named after one
 
 
 def open_slide(
@@ -33,11 +32,12 @@ def open_slide(
 ) -> PyramidSlide:
     """Open a slide.
 
-    The format is told by the file's content, not by its name: OpenSlide's formats, tiled and
-    plain TIFF and OME-TIFF, JPEG and PNG.
+    The format is told by the content, not by the name: Aperio SVS, tiled and plain TIFF,
+    OME-TIFF, DICOM, OME-Zarr, JPEG and PNG, and what else OpenSlide reads.
 
     Args:
-        path: The file.
+        path: The file; for OME-Zarr its folder or a zip of it, for DICOM any file of the series
+            or the folder that holds it.
         mpp: µm per pixel of the full-resolution level, in place of what the file says; JPEG and
             PNG have none and need it.
         slide_id: Name of the slide; the file's name without its ending by default.
@@ -52,39 +52,50 @@ def open_slide(
     return PyramidSlide(
         source,
         mpp=_plausible_mpp(path, StatedMpp(mpp, mpp, "--mpp") if mpp is not None else stated),
-        slide_id=slide_id or path.name.split(".")[0],
+        slide_id=slide_id or _name(path),
         notes=_notes(stated, mpp),
         reopen=(open_slide, (path, mpp, slide_id)),
     )
 
 
-def backend_of(path: Path) -> str:
-    """Which backend reads the file, by its content.
+def hash_slide_file(path: Path) -> str:
+    """SHA-256 of all that the slide is read from, block by block.
+
+    Of one file, its content. Where files go together (an OME-Zarr folder, a DICOM series, a
+    MIRAX index and its folder), of their sorted names and contents; other files beside them do
+    not count.
 
     Raises:
-        DataError: Missing, empty, or of no known format.
+        DataError: As `backend_of`, or a file that cannot be read.
     """
-    if not path.exists():
-        msg = f"{path}: no such slide. Check the path (in a manifest, relative to its folder)."
-        raise DataError(msg)
-    if path.is_dir():
-        msg = f"{path}: a folder; wanted a slide file."
-        raise DataError(msg)
-    from openslide import OpenSlide
+    home = path if path.is_dir() else path.parent
+    files = sorted(_files_of(path), key=lambda file: file.relative_to(home).as_posix())
+    if files == [path]:
+        return hash_file(path)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(home).as_posix()}\0{hash_file(file)}\n".encode())
+    return digest.hexdigest()
 
-    if OpenSlide.detect_format(str(path)) not in READ_BY_TIFFFILE:
-        return "openslide"
-    with path.open("rb") as file:
-        head = file.read(8)
-    for signature, name in SIGNATURES.items():
-        if head.startswith(signature):
-            return name
-    came = "empty" if not head else f"begins with {head!r}"
-    msg = (
-        f"{path}: no image format that is known ({came}); wanted an OpenSlide format, TIFF, "
-        "OME-TIFF, JPEG or PNG. Convert it, e.g. to OME-TIFF."
-    )
-    raise DataError(msg)
+
+def _files_of(path: Path) -> Sequence[Path]:
+    backend = backend_of(path)
+    if backend == "dicom":
+        from histoscribe.slides.dicom_series import series_files
+
+        return series_files(path)
+    if path.is_dir():
+        return [file for file in path.rglob("*") if file.is_file()]
+    companion = path.with_suffix("")  # MIRAX: slide.mrxs is an index to what slide/ holds
+    if path.suffix.lower() == ".mrxs" and companion.is_dir():
+        return [path, *(file for file in companion.rglob("*") if file.is_file())]
+    return [path]
+
+
+def _name(path: Path) -> str:
+    name = path.name or path.resolve().name
+    uid = UID.match(name)
+    return uid.group() if uid else name.split(".")[0]
 
 
 def _open_source(path: Path) -> PixelSource:
@@ -112,7 +123,7 @@ def _plausible_mpp(path: Path, stated: StatedMpp | None) -> tuple[float, float]:
 
 
 def _notes(stated: StatedMpp | None, mpp: float | None) -> tuple[str, ...]:
-    notes = []
+    notes = [stated.doubt] if mpp is None and stated and stated.doubt else []
     if mpp is None and stated and abs(stated.x / stated.y - 1) > ANISOTROPY_NOTED:
         notes.append(
             f"pixels are not square: {stated.x:.4g} x {stated.y:.4g} µm; each axis is "

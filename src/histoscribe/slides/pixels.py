@@ -6,6 +6,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
+SAME_HEIGHT = 0.02
+ROUNDED_PX = 2.0  # writers round up, down, or pad to whole blocks
+
 
 class StatedMpp(NamedTuple):
     """What a file says of its own resolution, believed or not.
@@ -14,11 +17,20 @@ class StatedMpp(NamedTuple):
         x: µm per pixel of the full-resolution level, along x.
         y: The same along y.
         where: Where the file says so, for people.
+        doubt: What weakens it, as a note for the user; empty where nothing does.
     """
 
     x: float
     y: float
     where: str
+    doubt: str = ""
+
+
+def is_shaped_as(size_px: tuple[int, int], full_px: tuple[int, int]) -> bool:
+    """Whether a picture can be the other one made smaller: heights agree to 2 % or 2 px."""
+    height = full_px[1] * size_px[0] / full_px[0]
+    is_smaller = size_px[0] <= full_px[0] and size_px[1] <= full_px[1]
+    return is_smaller and abs(height - size_px[1]) <= max(SAME_HEIGHT * height, ROUNDED_PX)
 
 
 @runtime_checkable
@@ -27,7 +39,7 @@ class PixelSource(Protocol):
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The file, or the folder."""
         ...
 
     @property
@@ -47,5 +59,12 @@ class PixelSource(Protocol):
 
         Raises:
             DataError: The file is broken there.
+        """
+        ...
+
+    def read_thumbnail(self) -> UInt8[np.ndarray, "y x 3"] | None:
+        """The small picture of the whole slide that some files hold beside the levels.
+
+        Never the label or the macro image: they show names.
         """
         ...

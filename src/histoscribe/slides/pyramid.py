@@ -9,13 +9,14 @@ import numpy as np
 from jaxtyping import UInt8
 
 from histoscribe.errors import DataError
-from histoscribe.slides.pixels import PixelSource
+from histoscribe.slides.pixels import PixelSource, is_shaped_as
 from histoscribe.slides.resample import apply_filters, axis_filter
 from histoscribe.types import Box
 
 LARGEST_ENLARGEMENT = 2.0  # beyond it there is nothing in the pixels for an encoder to see
 ROUNDING = 1e-6  # 0.5 µm/px asked of a level of 0.5 µm/px is no enlargement
 BLOCK_PX = 16_000_000  # source pixels filtered at a time: 200 MB as float32 RGB
+LARGE_PX = 64_000_000  # a level that takes seconds to decode
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class PyramidSlide:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The file, or the folder."""
         return self._source.path
 
     @property
@@ -156,6 +157,41 @@ class PyramidSlide:
             )
             image[row : row + n] = apply_filters(pixels, down, across)
         return image
+
+    def thumbnail(self, max_px: int) -> UInt8[np.ndarray, "y x 3"]:
+        """The whole slide, its longer side `max_px` pixels or fewer; pixels are square.
+
+        From the level just finer than needed. Where that is a large level 0, from the largest
+        level below it, or from the thumbnail that the file holds, even if these are smaller than
+        asked; only a file that has neither is read whole, strip by strip. The label and the
+        macro image, which may show a name, are never used.
+
+        Raises:
+            DataError: `max_px` below 1, or a broken file.
+        """
+        if max_px < 1:
+            msg = f"{self.path}: a thumbnail of {max_px} px; wanted at least 1."
+            raise DataError(msg)
+        width_um, height_um = (n * one for n, one in zip(self.size_px, self._mpp, strict=True))
+        mpp = max(width_um / max_px, height_um / max_px, *self._mpp)
+        width, height = self.size_px
+        if self.describe_reading(mpp).level == 0 and width * height > LARGE_PX:
+            if len(self.level_mpp) > 1:
+                mpp = max(self.level_mpp[1])
+            else:
+                small = self._source.read_thumbnail()
+                if small is not None and is_shaped_as(small.shape[1::-1], self.size_px):
+                    mpp = max(mpp, width_um / small.shape[1], height_um / small.shape[0])
+                    return _shrunk(small, round(width_um / mpp), round(height_um / mpp))
+        return self.read(Box(0.0, 0.0, width_um, height_um), mpp)
+
+
+def _shrunk(
+    image: UInt8[np.ndarray, "source_y source_x 3"], n_x: int, n_y: int
+) -> UInt8[np.ndarray, "y x 3"]:
+    height, width = image.shape[:2]
+    down = axis_filter(0.0, height / n_y, n_y, height)
+    return apply_filters(image, down, axis_filter(0.0, width / n_x, n_x, width))
 
 
 def _downsample(full: int, size: int) -> float:

@@ -1,24 +1,33 @@
-"""TIFF and OME-TIFF, tiled or in strips, through tifffile: only the needed segments are decoded.
+"""TIFF, OME-TIFF and Aperio SVS, tiled or in strips, through tifffile: exact, segment by segment.
 
 Levels are the series' own, in SubIFDs or as pages, and pages flagged as reduced images.
 """
 
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from tifffile import PHOTOMETRIC, PLANARCONFIG, TiffFile, TiffFileError, TiffPage, TiffPageSeries
+from tifffile import (
+    COMPRESSION,
+    PHOTOMETRIC,
+    PLANARCONFIG,
+    TiffFile,
+    TiffFileError,
+    TiffPage,
+    TiffPageSeries,
+)
 
 from histoscribe.errors import DataError
 from histoscribe.slides.pixels import StatedMpp
 from histoscribe.slides.tiff_scale import stated_mpp_of
+from histoscribe.slides.tiles import TileCache, paste
 
-CACHE_BYTES = 128 * 2**20  # decoded segments kept: neighbouring reads share tiles and strips
 SAME_ASPECT = 0.02
+RGB_OF_YCBCR = np.array(  # ITU-T T.871 (JFIF), the YCbCr of TIFF's default coefficients
+    [[1.0, 0.0, 1.402], [1.0, -0.344136, -0.714136], [1.0, 1.772, 0.0]], dtype=np.float32
+)
 
 
 class Page(NamedTuple):
@@ -45,7 +54,9 @@ def open_tiff(path: Path) -> "TiffSource":
     """
     try:
         with TiffFile(path) as file:
-            return TiffSource(path, _levels(path, file), stated_mpp_of(file))
+            return TiffSource(
+                path, _levels(path, file), stated_mpp_of(file), _thumbnail(path, file)
+            )
     except DataError:
         raise
     except (TiffFileError, OSError, ValueError, IndexError, KeyError, AttributeError) as fault:
@@ -55,19 +66,31 @@ def open_tiff(path: Path) -> "TiffSource":
 class TiffSource:
     """Pixels of a TIFF; safe to read from several threads."""
 
-    def __init__(self, path: Path, levels: tuple[Level, ...], stated_mpp: StatedMpp | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        levels: tuple[Level, ...],
+        stated_mpp: StatedMpp | None,
+        thumbnail: Level | None,
+    ) -> None:
         self.path = path
         self.level_size_px = tuple(level.size_px for level in levels)
         self.stated_mpp = stated_mpp
-        self._levels = levels
-        self._segments: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
-        self._lock = threading.Lock()
+        self._pictures = levels if thumbnail is None else (*levels, thumbnail)
+        self._segments = TileCache()
+
+    def read_thumbnail(self) -> UInt8[np.ndarray, "y x 3"] | None:
+        """The thumbnail that Aperio's files hold beside the levels."""
+        n_levels = len(self.level_size_px)
+        if len(self._pictures) == n_levels:
+            return None
+        return self.read_pixels(n_levels, (0, 0), self._pictures[n_levels].size_px)
 
     def read_pixels(
         self, level: int, xy_px: tuple[int, int], size_px: tuple[int, int]
     ) -> UInt8[np.ndarray, "y x 3"]:
         """A rectangle of a level; tiles that the file leaves out are white."""
-        pages = self._levels[level].pages
+        pages = self._pictures[level].pages
         try:
             with self.path.open("rb") as file:
                 parts = [
@@ -92,7 +115,7 @@ class TiffSource:
         xy_px: tuple[int, int],
         size_px: tuple[int, int],
     ) -> UInt8[np.ndarray, "y x sample"]:
-        page = self._levels[which[0]].pages[which[1]].tags
+        page = self._pictures[which[0]].pages[which[1]].tags
         (x, y), (width, height) = xy_px, size_px
         is_planar = page.planarconfig == PLANARCONFIG.SEPARATE
         n_samples = page.samplesperpixel
@@ -101,24 +124,16 @@ class TiffSource:
             segment = self._segment(file, (*which, index))
             if segment is None:
                 continue
-            n_y, n_x = segment.shape[:2]
-            rows = slice(max(top - y, 0), min(top + n_y - y, height))
-            columns = slice(max(left - x, 0), min(left + n_x - x, width))
-            part = segment[
-                rows.start + y - top : rows.stop + y - top,
-                columns.start + x - left : columns.stop + x - left,
-            ]
             samples = slice(plane, plane + 1) if is_planar else slice(None)
-            pixels[rows, columns, samples] = part
+            paste(segment, (left - x, top - y), pixels[:, :, samples])
         return pixels
 
     def _segment(self, file: BinaryIO, key: tuple[int, int, int]) -> np.ndarray | None:
-        with self._lock:
-            if key in self._segments:
-                self._segments.move_to_end(key)
-                return self._segments[key]
+        return self._segments.get(key, lambda: self._decode(file, key))
+
+    def _decode(self, file: BinaryIO, key: tuple[int, int, int]) -> np.ndarray | None:
         level, which, index = key
-        page = self._levels[level].pages[which]
+        page = self._pictures[level].pages[which]
         if page.n_bytes[index] == 0:
             return None
         file.seek(page.offsets[index])
@@ -130,14 +145,8 @@ class TiffSource:
         if decoded is None:
             return None
         segment = np.asarray(decoded[0], dtype=np.uint8)
-        with self._lock:
-            self._segments[key] = segment
-            while (
-                sum(one.nbytes for one in self._segments.values()) > CACHE_BYTES
-                and len(self._segments) > 1
-            ):
-                self._segments.popitem(last=False)
-        return segment
+        is_ycbcr = page.tags.compression == COMPRESSION.APERIO_JP2000_YCBC
+        return _rgb_of_ycbcr(segment) if is_ycbcr else segment
 
 
 def _segments_within(
@@ -161,7 +170,9 @@ def _segments_within(
 def _levels(path: Path, file: TiffFile) -> tuple[Level, ...]:
     series = file.series[0]
     levels = [_level(path, one) for one in series.levels]
-    if len(levels) == 1:  # pyramids of pages that no standard ties together
+    # pyramids of pages that no standard ties together; of Aperio's pages tifffile knows which
+    # are levels, and a label or macro page, which may carry a name, is none
+    if len(levels) == 1 and not file.is_svs:
         levels += [
             Level((page.imagewidth, page.imagelength), (_page(page),))
             for page in file.pages
@@ -169,6 +180,27 @@ def _levels(path: Path, file: TiffFile) -> tuple[Level, ...]:
         ]
     levels.sort(key=lambda level: -level.size_px[0])
     return tuple(levels)
+
+
+def _thumbnail(path: Path, file: TiffFile) -> Level | None:
+    if not file.is_svs:
+        return None
+    for series in file.series:
+        # tifffile names by order: where a thumbnail was taken out, a label may stand in its place
+        if series.name == "Thumbnail" and not series.keyframe.is_reduced:
+            try:
+                return _level(path, series)
+            except DataError:
+                return None
+    return None
+
+
+def _rgb_of_ycbcr(
+    ycbcr: UInt8[np.ndarray, "y x 3"],
+) -> UInt8[np.ndarray, "y x 3"]:
+    # Aperio's JPEG 2000 tiles hold plain YCbCr (compression 33003), which tifffile leaves so
+    centred = ycbcr.astype(np.float32) - np.array([0, 128, 128], dtype=np.float32)
+    return np.clip(np.rint(centred @ RGB_OF_YCBCR.T), 0, 255).astype(np.uint8)
 
 
 def _is_reduced(page: TiffPage, full: Level) -> bool:

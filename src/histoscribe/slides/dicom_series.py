@@ -1,0 +1,76 @@
+"""Which files of a folder make one DICOM slide: those of one series."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+from pydicom.filereader import read_partial
+from pydicom.tag import Tag
+from pydicom.uid import UID, VLWholeSlideMicroscopyImageStorage
+
+from histoscribe.errors import DataError
+from histoscribe.slides.formats import is_dicom
+
+SERIES_TAG = Tag(0x0020, 0x000E)
+
+
+class Membership(NamedTuple):
+    """What a file is, and the series it belongs to."""
+
+    kind: UID
+    series: str
+
+
+def series_files(path: Path) -> tuple[Path, ...]:
+    """The files of the slide, by name: levels, and what else was put in their series.
+
+    Args:
+        path: One file of the series, or the folder that holds it and no other.
+
+    Raises:
+        DataError: A file that is no whole slide image or is broken, or a folder with no series
+            or more than one.
+    """
+    if path.is_dir():
+        return _only_series(path)
+    wanted = _membership(path)
+    if wanted is None:
+        msg = f"{path}: its DICOM header is broken. Copy it again from its source."
+        raise DataError(msg)
+    if wanted.kind != VLWholeSlideMicroscopyImageStorage:
+        msg = (
+            f"{path}: DICOM of the kind {wanted.kind.name}; wanted VL Whole Slide Microscopy. "
+            "Give a file of the scan."
+        )
+        raise DataError(msg)
+    return tuple(_by_series(path.parent)[wanted.series])
+
+
+def _only_series(folder: Path) -> tuple[Path, ...]:
+    by_series = _by_series(folder)
+    if len(by_series) != 1:
+        names = ", ".join(files[0].name for files in by_series.values())
+        msg = (
+            f"{folder}: a folder of {len(by_series)} DICOM slides ({names or 'none'}); wanted one. "
+            "Give a file of the slide that is meant."
+        )
+        raise DataError(msg)
+    return tuple(next(iter(by_series.values())))
+
+
+def _by_series(folder: Path) -> dict[str, list[Path]]:
+    by_series = defaultdict(list)
+    for file in sorted(folder.iterdir()):
+        member = _membership(file) if file.is_file() and is_dicom(file) else None
+        if member is not None and member.kind == VLWholeSlideMicroscopyImageStorage:
+            by_series[member.series].append(file)
+    return by_series
+
+
+def _membership(file: Path) -> Membership | None:
+    try:
+        with file.open("rb") as opened:
+            header = read_partial(opened, stop_when=lambda tag, _vr, _n: tag > SERIES_TAG)
+        return Membership(header.SOPClassUID, header.SeriesInstanceUID)
+    except Exception:  # noqa: BLE001 - pydicom's are of many classes; such a file is of no series
+        return None
