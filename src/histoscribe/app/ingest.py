@@ -7,14 +7,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from histoscribe.app.study import Sample, Study, check_name, create_study, open_study
+from histoscribe.app.study import (
+    Sample,
+    Study,
+    check_name,
+    create_study,
+    hash_input,
+    open_study,
+)
 from histoscribe.data.atomic import put_in_place
-from histoscribe.data.store import hash_file, is_current, write_regions
-from histoscribe.readers.manifest import SampleRow, read_manifest
+from histoscribe.data.store import is_current, write_regions
+from histoscribe.readers.manifest import FILES, SampleRow, read_manifest
 from histoscribe.readers.sample import read_sample
 from histoscribe.slides.open import open_slide
 
-FILES = ("slide", "expression", "spots", "genes")
 STAGING = ".ingesting"
 
 
@@ -84,8 +90,12 @@ def _ingest_row(
         spots=_relative(row.spots, folder) if row.spots else None,
         genes=_relative(row.genes, folder) if row.genes else None,
         platform=row.platform,
-        inputs={name: hash_file(file) for name in FILES if (file := getattr(row, name))},
+        inputs={name: hash_input(name, file) for name in FILES if (file := getattr(row, name))},
         report=report,
+        tissue=_relative(row.tissue, folder) if row.tissue else None,
+        nuclei=_relative(row.nuclei, folder) if row.nuclei else None,
+        nuclei_format=row.nuclei_format,
+        nuclei_mpp=row.nuclei_mpp,
     )
 
 

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from histoscribe import __version__
-from histoscribe.data.store import hash_file
+from histoscribe.data.atomic import hash_file
 from histoscribe.errors import ConfigError, DataError, MismatchError
+from histoscribe.slides.open import hash_slide_file
 
 FORMAT = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -45,6 +46,10 @@ class Sample:
         platform: Layout of the counts, or None without counts.
         inputs: SHA-256 of each file by role.
         report: What the reader dropped, and why, by reason.
+        tissue: A tissue mask as GeoJSON, relative to the study folder, or None to find it.
+        nuclei: Nuclei of another program, relative to the study folder, or None to find them.
+        nuclei_format: What wrote them, or None to tell by the content.
+        nuclei_mpp: µm per pixel of their coordinates where the file does not say it.
     """
 
     sample: str
@@ -57,6 +62,10 @@ class Sample:
     platform: str | None
     inputs: Mapping[str, str]
     report: Mapping[str, Any]
+    tissue: str | None = None
+    nuclei: str | None = None
+    nuclei_format: str | None = None
+    nuclei_mpp: float | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ class Study:
                     f"{role} of sample '{sample.sample}' is gone: {path}. "
                     "Put it back, or correct the manifest and run 'histoscribe ingest' again."
                 )
-            if hash_file(path) != wanted:
+            if hash_input(role, path) != wanted:
                 raise MismatchError(
                     f"{role} of sample '{sample.sample}' changed since it was ingested: {path}. "
                     "Run 'histoscribe ingest' again, then 'histoscribe prepare'."
@@ -181,6 +190,11 @@ def create_study(folder: Path, samples: tuple[Sample, ...]) -> Study:
     record = {"format": FORMAT, "samples": [asdict(sample) for sample in samples]}
     write_json(folder / "study.json", record)
     return Study(folder, samples)
+
+
+def hash_input(role: str, path: Path) -> str:
+    """SHA-256 of a file of the manifest; a slide may be several files."""
+    return hash_slide_file(path) if role == "slide" else hash_file(path)
 
 
 def check_name(name: str, noun: str) -> None:

@@ -1,7 +1,8 @@
 """The manifest: one CSV row per section, paths relative to the manifest's own folder.
 
 Columns: sample, patient, slide, mpp, expression; optional: platform (legacy-st or h5ad, told by
-the ending where empty), spots, genes, diameter_um, pitch_um, min_counts.
+the ending where empty), spots, genes, diameter_um, pitch_um, min_counts; tissue (a mask as
+GeoJSON); nuclei (what another program found), nuclei_format and nuclei_mpp.
 """
 
 import csv
@@ -15,9 +16,10 @@ from histoscribe.errors import DataError
 from histoscribe.readers.section import LEGACY_ST, VISIUM, SpotSizes
 
 REQUIRED = ("sample", "patient", "slide", "mpp", "expression")
-OPTIONAL = ("platform", "spots", "genes", "diameter_um", "pitch_um", "min_counts")
-FILES = ("slide", "expression", "spots", "genes")
 SIZES = ("diameter_um", "pitch_um", "min_counts")
+MASKS = ("tissue", "nuclei", "nuclei_format", "nuclei_mpp")
+OPTIONAL = ("platform", "spots", "genes", *SIZES, *MASKS)
+FILES = ("slide", "expression", "spots", "genes", "tissue", "nuclei")
 FORBIDDEN_IN_NAME = ("/", "\\", ":", "..")  # a sample names a folder of the study
 
 Platform = Literal["legacy-st", "h5ad"]
@@ -38,6 +40,10 @@ class SampleRow:
         spots: The table of spots, for legacy-st.
         genes: A table of gene symbols, for legacy-st.
         sizes: Spot diameter, pitch and least counts, or None without counts.
+        tissue: A tissue mask as GeoJSON, in place of the one that would be found.
+        nuclei: Nuclei of another program, in place of those that would be found.
+        nuclei_format: What wrote them, or None to tell by the content.
+        nuclei_mpp: µm per pixel of their coordinates where the file does not say it.
     """
 
     sample: str
@@ -49,6 +55,10 @@ class SampleRow:
     spots: Path | None
     genes: Path | None
     sizes: SpotSizes | None
+    tissue: Path | None = None
+    nuclei: Path | None = None
+    nuclei_format: str | None = None
+    nuclei_mpp: float | None = None
 
 
 class Record(NamedTuple):
@@ -156,6 +166,10 @@ def _row(record: Record, faults: list[str]) -> SampleRow | None:
         faults.append(f"{record.at('spots')} empty; legacy-st needs the table of spots")
     mpp = _number(record, "mpp", faults)
     sizes = _sizes(record, platform, faults)
+    nuclei_mpp = _number(record, "nuclei_mpp", faults)
+    for column in ("nuclei_format", "nuclei_mpp"):
+        if record.cells.get(column) and not record.cells.get("nuclei"):
+            faults.append(f"{record.at(column)} without a file of nuclei; fill the column nuclei")
     if len(faults) > n_before or files["slide"] is None:
         return None
     return SampleRow(
@@ -168,6 +182,10 @@ def _row(record: Record, faults: list[str]) -> SampleRow | None:
         spots=files["spots"],
         genes=files["genes"],
         sizes=sizes,
+        tissue=files["tissue"],
+        nuclei=files["nuclei"],
+        nuclei_format=record.cells.get("nuclei_format") or None,
+        nuclei_mpp=nuclei_mpp,
     )
 
 
@@ -175,7 +193,8 @@ def _file(record: Record, column: str, faults: list[str]) -> Path | None:
     if not record.cells.get(column):
         return None
     file = record.home / record.cells[column]
-    if not file.is_file():
+    is_there = file.exists() if column == "slide" else file.is_file()  # OME-Zarr is a folder
+    if not is_there:
         faults.append(f"{record.at(column)} no such file; wanted one, from {record.home}")
     return file
 
@@ -211,7 +230,9 @@ def _sizes(record: Record, platform: Platform | None, faults: list[str]) -> Spot
     if platform is None:
         return None
     wanted = {column: value for column, value in given.items() if value is not None}
-    if "min_counts" in wanted:
+    if not wanted.get("min_counts", 0.0).is_integer():
+        faults.append(f"{record.at('min_counts')} no whole number")
+    elif "min_counts" in wanted:
         wanted["min_counts"] = int(wanted["min_counts"])
     return replace(DEFAULT_SIZES[platform], **wanted)
 
