@@ -36,10 +36,13 @@ def test_polygons_are_the_nuclei_in_the_unit_asked_for(tmp_path):
 def test_points_and_labels_where_there_are_no_outlines(tmp_path):
     from dataclasses import replace
 
-    points = replace(CELLS, outlines=None, cell_type=("T", "B", "T"))
+    share = np.array([0.75, np.nan, np.nan], np.float32)
+    points = replace(CELLS, outlines=None, cell_type=("T", "B", ""), type_probability=share)
     cells_to_geojson(points, tmp_path / "p.geojson")
     features = json.loads((tmp_path / "p.geojson").read_text())["features"]
-    assert [f["properties"]["classification"]["name"] for f in features] == ["T", "B", "T"]
+    properties = [feature["properties"] for feature in features]
+    assert [one.get("classification") for one in properties] == [{"name": "T"}, {"name": "B"}, None]
+    assert [one["measurements"].get("Type probability") for one in properties] == [0.75, None, None]
     assert {f["geometry"]["type"] for f in features} == {"Point"}
     with pytest.raises(ConfigError, match="mpp"):
         cells_to_geojson(points, tmp_path / "p.geojson", mpp=(0.0, 0.5))

@@ -53,12 +53,20 @@ def test_regions_refuse_what_does_not_hold_up(message):
         replace(WORLD.regions, **REGION_FAULTS[message])
 
 
+TYPES = ("T cell", "", "tumour") * (len(WORLD.cells) // 3) + ("T cell",) * (len(WORLD.cells) % 3)
+SHARES = np.linspace(0, 1, len(WORLD.cells), dtype=np.float32)
 CELL_FAULTS = {
     "not finite in row 7": {"features": swap(WORLD.cells.features, 7, np.inf)},
     "xy_um of the cells of toy-a is not finite": {"xy_um": swap(WORLD.cells.xy_um, 1, np.nan)},
     "has no area": {"area_um2": swap(WORLD.cells.area_um2, 9, 0)},
     "encoder_id is ''": {"encoder_id": ""},
     "cell_type has 2": {"cell_type": ("a", "b")},
+    "cell_type of toy-a is ' T cell'": {"cell_type": (" T cell", *TYPES[1:])},
+    "type_probability and no cell_type": {"type_probability": SHARES},
+    "type_probability of cell 4 .* is 1.5; wanted 0 to 1": {
+        "cell_type": TYPES,
+        "type_probability": swap(SHARES, 4, 1.5),
+    },
     "outlines has": {"outlines": WORLD.cells.outlines.take(np.arange(5))},
 }
 
@@ -79,6 +87,10 @@ def test_nouns_cannot_be_changed():
         WORLD.cells.xy_um[0] = 0
     with pytest.raises(ValueError, match="read-only"):
         WORLD.regions.expression.data[0] = 0
+    with pytest.raises(ValueError, match="read-only"):
+        replace(WORLD.cells, cell_type=TYPES, type_probability=SHARES.copy()).type_probability[
+            0
+        ] = 0
     with pytest.raises(AttributeError):
         WORLD.cells.slide_id = "other"
 
@@ -93,6 +105,13 @@ def test_taken_cells_keep_their_outlines():
             some.outlines.xy_um[start:end], WORLD.cells.outlines.xy_um[first:last]
         )
         assert np.array_equal(some.features[new], WORLD.cells.features[old])
+
+
+def test_taken_cells_keep_their_types():
+    cells = replace(WORLD.cells, cell_type=TYPES, type_probability=swap(SHARES, 3, np.nan))
+    some = cells.take(np.array([17, 3, 0]))
+    assert some.cell_type == (TYPES[17], TYPES[3], TYPES[0])
+    np.testing.assert_array_equal(some.type_probability, [SHARES[17], np.nan, SHARES[0]])
 
 
 def test_an_outline_needs_three_vertices():
@@ -168,7 +187,7 @@ def test_a_prediction_is_nan_for_a_whole_region_or_not_at_all():
 
 def test_every_error_has_its_exit_code():
     codes = {error.exit_code for error in HistoscribeError.__subclasses__()}
-    assert codes == {2, 3, 4, 5}
+    assert codes == {2, 3, 4, 5, 6}
 
 
 def test_the_toy_slide_reads_areas_and_is_white_outside():

@@ -11,15 +11,19 @@ from pathlib import Path
 import anndata
 import geopandas
 import numpy as np
+import pyarrow.parquet
 import pytest
+import shapely
 import zarr
 from scipy.sparse import csr_array
 
-from histoscribe.data import atomic, store
+from histoscribe.data import atomic, outline_store, store
 from histoscribe.data.atomic import hash_file, hash_folder
+from histoscribe.data.mapped import as_read_only, new_mapped
 from histoscribe.data.prediction import Prediction
 from histoscribe.data.profiles import Profiles
 from histoscribe.data.provenance import Provenance
+from histoscribe.data.tables import cells_as_table
 from histoscribe.data.toy import toy_world
 from histoscribe.errors import DataError, MissingExtra
 
@@ -73,6 +77,15 @@ ROUND_TRIPS = {
     "cells": (CELLS, store.write_cells, store.read_cells),
     "points": (
         replace(CELLS, outlines=None, cell_type=("T", "B", "") * 33 + ("T", "T")),
+        store.write_cells,
+        store.read_cells,
+    ),
+    "typed": (
+        replace(
+            CELLS,
+            cell_type=("naïve B", "T", "") * 33 + ("T", "T"),
+            type_probability=np.where(np.arange(101) % 3 < 2, 0.25, np.nan).astype(np.float32),
+        ),
         store.write_cells,
         store.read_cells,
     ),
@@ -143,12 +156,77 @@ def test_the_store_is_plain_anndata(tmp_path):
     assert np.allclose(outlines.geometry.area, CELLS.area_um2, rtol=0.04)  # a 15-gon
 
 
+def test_cell_types_are_plain_columns(tmp_path):
+    typed = ROUND_TRIPS["typed"][0]
+    store.write_cells(typed, tmp_path)
+    table = anndata.read_zarr(tmp_path / "cells.zarr")
+    assert table.obs["cell_type"].cat.categories.tolist() == ["", "T", "naïve B"]
+    assert tuple(table.obs["cell_type"]) == typed.cell_type
+    assert table.obs["type_probability"].dtype == np.float32
+    rows = np.array([100, 3, 40])
+    some = store.read_cells(tmp_path, rows=rows)
+    assert_same(some, typed.take(rows))
+    store.write_cells(CELLS, tmp_path / "none")
+    assert list(anndata.read_zarr(tmp_path / "none" / "cells.zarr").obs) == ["area_um2"]
+
+
+def test_cell_types_that_were_stored_as_words_are_read(tmp_path, monkeypatch):
+    """As stores of version 0.1.0 have them."""
+    typed = replace(CELLS, cell_type=("T", "B", "") * 33 + ("T", "T"))
+
+    def as_before(cells):
+        table = cells_as_table(cells)
+        table.obs["cell_type"] = np.array(cells.cell_type, dtype=object)
+        return table
+
+    monkeypatch.setattr(store, "cells_as_table", as_before)
+    store.write_cells(typed, tmp_path)
+    group = zarr.open_group(tmp_path / "cells.zarr", mode="r")
+    assert isinstance(group["obs/cell_type"], zarr.Array)
+    assert_same(store.read_cells(tmp_path), typed)
+
+
 def test_chosen_rows_are_those_of_the_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "CHUNK_BYTES", 7 * CELLS.features.shape[1] * 2)
     store.write_cells(CELLS, tmp_path)
     assert zarr.open_group(tmp_path / "cells.zarr", mode="r")["X"].chunks == (7, 17)
     rows = np.array([100, 3, 40])
     assert_same(store.read_cells(tmp_path, rows), CELLS.take(rows))
+
+
+def test_many_cells_are_written_and_read_in_groups(tmp_path, monkeypatch):
+    store.write_cells(CELLS, tmp_path / "one")
+    monkeypatch.setattr(outline_store, "CELLS_AT_ONCE", 20)
+    store.write_cells(CELLS, tmp_path / "many")
+    path = tmp_path / "many" / "cells.outlines.parquet"
+    assert pyarrow.parquet.ParquetFile(path).num_row_groups == 6
+    one = geopandas.read_parquet(tmp_path / "one" / "cells.outlines.parquet")
+    many = geopandas.read_parquet(path)
+    assert many.cell.tolist() == list(range(101))
+    assert many.geometry.geom_equals_exact(one.geometry, 0).all()
+    assert_same(store.read_cells(tmp_path / "many"), CELLS)
+    assert one.total_bounds.tolist() == [*CELLS.outlines.xy_um.min(0), *CELLS.outlines.xy_um.max(0)]
+
+
+def test_outlines_that_geopandas_wrote_are_read(tmp_path):
+    """As versions before this one stored them."""
+    sizes = np.diff(CELLS.outlines.start)
+    rings = shapely.linearrings(
+        CELLS.outlines.xy_um.astype(float), indices=np.repeat(np.arange(101), sizes)
+    )
+    frame = geopandas.GeoDataFrame({"cell": np.arange(101)}, geometry=shapely.polygons(rings))
+    frame.to_parquet(tmp_path / "old.parquet", index=False, compression="zstd")
+    assert_same(outline_store.read_outlines(tmp_path / "old.parquet"), CELLS.outlines)
+
+
+def test_cells_whose_features_live_in_a_file_are_stored_alike(tmp_path):
+    held = new_mapped(tmp_path / "features.raw", CELLS.features.shape, np.float16)
+    held[:] = CELLS.features
+    mapped = replace(CELLS, features=as_read_only(held))
+    assert np.shares_memory(mapped.features, held)
+    store.write_cells(mapped, tmp_path / "mapped")
+    store.write_cells(CELLS, tmp_path / "plain")
+    assert hash_folder(tmp_path / "mapped") == hash_folder(tmp_path / "plain")
 
 
 def test_only_the_same_provenance_is_current(tmp_path):
@@ -224,7 +302,7 @@ def fail_at(call, original, error, log):
 
 
 STEPS = {
-    "outlines": (geopandas.GeoDataFrame, "to_parquet"),
+    "outlines": (pyarrow.parquet.ParquetWriter, "write_table"),
     "chunks": (zarr.storage.LocalStore, "set"),
     "flush": (os, "fsync"),
     "rename": (atomic, "_rename"),

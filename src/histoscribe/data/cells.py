@@ -10,6 +10,7 @@ from histoscribe.data.checks import (
     check_finite,
     check_length,
     check_named,
+    check_types,
     freeze,
 )
 from histoscribe.data.provenance import Provenance
@@ -61,7 +62,9 @@ class Cells:
         segmenter_id: Identity of the segmenter, with weights hash.
         provenance: What made them.
         outlines: Nucleus polygons, or None where only points are known.
-        cell_type: Imported labels, or None.
+        cell_type: Imported labels, "" for a cell that has none; or None without labels.
+        type_probability: How sure the labels' source was, 0 to 1, NaN where it did not say; or
+            None where it says of no cell.
     """
 
     slide_id: str
@@ -73,6 +76,7 @@ class Cells:
     provenance: Provenance
     outlines: Outlines | None = None
     cell_type: tuple[str, ...] | None = None
+    type_probability: Float32[np.ndarray, " cell"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("slide_id", "encoder_id", "segmenter_id"):
@@ -87,9 +91,8 @@ class Cells:
             raise DataError(f"cell {int(self.area_um2.argmin())} of {self.slide_id} has no area")
         if self.outlines is not None:
             check_length("outlines", self.outlines, n_cells)
-        if self.cell_type is not None:
-            check_length("cell_type", self.cell_type, n_cells)
-        freeze(self, "xy_um", "area_um2", "features")
+        check_types(self.slide_id, self.cell_type, self.type_probability, n_cells)
+        freeze(self, "xy_um", "area_um2", "features", "type_probability")
 
     def __len__(self) -> int:
         return len(self.xy_um)
@@ -103,6 +106,9 @@ class Cells:
             features=self.features[rows],
             outlines=None if self.outlines is None else self.outlines.take(rows),
             cell_type=None if self.cell_type is None else _pick(self.cell_type, rows),
+            type_probability=(
+                None if self.type_probability is None else self.type_probability[rows]
+            ),
         )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 from scipy.sparse import csr_array
 
+from histoscribe.data.mapped import release
 from histoscribe.errors import DataError
 
 CHUNK = 16384
@@ -50,6 +51,7 @@ def check_finite(name: str, array: np.ndarray) -> None:
         if bad.any():
             row = start + int(np.argwhere(bad)[0][0])
             raise DataError(f"{name} is not finite in row {row} ({array[row]}); drop or mend it")
+        release(array)
 
 
 def check_length(name: str, values: Sized, wanted: int) -> None:
@@ -62,6 +64,34 @@ def check_named(name: str, value: str) -> None:
     """Refuse an empty name."""
     if not value or value != value.strip():
         raise DataError(f"{name} is {value!r}; give a name without spaces around it")
+
+
+def check_types(
+    slide_id: str,
+    cell_type: tuple[str, ...] | None,
+    probability: np.ndarray | None,
+    n_cells: int,
+) -> None:
+    """Refuse labels of cells that are no names, and probabilities without labels or beyond 0..1."""
+    if cell_type is not None:
+        check_length("cell_type", cell_type, n_cells)
+        for name in set(cell_type):
+            if not isinstance(name, str) or name != name.strip():
+                raise DataError(
+                    f"a cell_type of {slide_id} is {name!r}; give names without spaces around "
+                    'them, "" for a cell without one'
+                )
+    if probability is None:
+        return
+    if cell_type is None:
+        raise DataError(f"cells of {slide_id} have a type_probability and no cell_type; give both")
+    check_array("type_probability", probability, np.float32, (n_cells,))
+    bad = np.flatnonzero((probability < 0) | (probability > 1))  # NaN is neither
+    if len(bad):
+        raise DataError(
+            f"type_probability of cell {bad[0]} of {slide_id} is {probability[bad[0]]:g}; wanted "
+            "0 to 1, or NaN where it is not known"
+        )
 
 
 def check_distinct(what: str, names: Sequence[str], where: str, mend: str) -> None:

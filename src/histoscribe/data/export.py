@@ -16,8 +16,15 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+PROBABILITY = "Type probability"
+"""The measurement that holds `type_probability`."""
+
+
 def cells_to_geojson(cells: Cells, path: Path, mpp: tuple[float, float] | None = None) -> None:
     """Write one feature a cell: its polygon, or its centroid where no outline is known.
+
+    Each is a detection of QuPath; its cell type, where it has one, is the classification. What is
+    written in pixels `read_nuclei` reads back.
 
     Args:
         cells: Cells of one slide.
@@ -61,11 +68,11 @@ def prediction_to_anndata(prediction: Prediction, path: Path | None = None) -> "
 
 def _features(cells: Cells, scale: np.ndarray) -> Iterator[dict[str, Any]]:
     for row in range(len(cells)):
-        properties: dict[str, Any] = {
-            "objectType": "detection",
-            "measurements": {"Nucleus area µm^2": round(float(cells.area_um2[row]), 3)},
-        }
-        if cells.cell_type is not None:
+        measured = {"Nucleus area µm^2": round(float(cells.area_um2[row]), 3)}
+        if cells.type_probability is not None and np.isfinite(cells.type_probability[row]):
+            measured[PROBABILITY] = round(float(cells.type_probability[row]), 6)
+        properties: dict[str, Any] = {"objectType": "detection", "measurements": measured}
+        if cells.cell_type is not None and cells.cell_type[row]:
             properties["classification"] = {"name": cells.cell_type[row]}
         yield {
             "type": "Feature",

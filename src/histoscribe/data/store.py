@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
-import geopandas
 import numpy as np
-import shapely
 import zarr
 from jaxtyping import Int
 from zarr.codecs import ZstdCodec
 
 from histoscribe.data.atomic import hash_file, read_seal, replacing, seal
-from histoscribe.data.cells import Cells, Outlines
+from histoscribe.data.cells import Cells
+from histoscribe.data.mapped import release
+from histoscribe.data.outline_store import read_outlines, write_outlines
 from histoscribe.data.prediction import Prediction
 from histoscribe.data.profiles import Profiles
 from histoscribe.data.provenance import Provenance
@@ -87,7 +87,7 @@ def write_cells(cells: Cells, folder: Path) -> None:
     paths = (_outlines_path(folder / "cells.zarr"), folder / "cells.zarr")
     with replacing(*paths) as (new_outlines, new_table):
         if cells.outlines is not None:
-            _write_outlines(cells.outlines, new_outlines)
+            write_outlines(cells.outlines, new_outlines)
         _fill(cells_as_table(cells), new_table)
         outlines_hash = None if cells.outlines is None else hash_file(new_outlines)
         seal(new_table, provenance=cells.provenance.key, outlines=outlines_hash)
@@ -97,7 +97,7 @@ def read_cells(folder: Path, rows: Int[np.ndarray, " row"] | None = None) -> Cel
     """Read cells; with `rows`, only theirs: the features of the others are never held."""
     path = folder / "cells.zarr"
     facts = _read_facts(path)
-    outlines = _read_outlines(_outlines_path(path)) if facts.get("outlines") else None
+    outlines = read_outlines(_outlines_path(path)) if facts.get("outlines") else None
     if outlines is not None and rows is not None:
         outlines = outlines.take(rows)
     return table_as_cells(_open(path, rows), outlines)
@@ -181,12 +181,10 @@ def _fill(table: ad.AnnData, folder: Path) -> None:
         dataset_kwargs: Mapping[str, Any],
         iospec: Any,  # noqa: ANN401, ARG001 - and its format record, by this name
     ) -> None:
-        options = dict(dataset_kwargs)
-        if isinstance(element, np.ndarray) and element.ndim == 2 and len(element):
-            row_bytes = max(1, element.shape[1] * element.itemsize)
-            n_rows = min(len(element), max(1, CHUNK_BYTES // row_bytes))
-            options["chunks"] = (n_rows, max(1, element.shape[1]))
-        writer(group, key, element, dataset_kwargs=options)
+        if isinstance(element, np.ndarray) and element.ndim == 2 and element.size:
+            _write_rows(group, key, element, compressor)
+        else:
+            writer(group, key, element, dataset_kwargs=dataset_kwargs)
 
     callback: Any = write  # its protocol names types that AnnData keeps to itself
     with ad.settings.override(zarr_write_format=3, auto_shard_zarr_v3=False):
@@ -194,6 +192,22 @@ def _fill(table: ad.AnnData, folder: Path) -> None:
         ad.experimental.write_dispatched(
             group, "/", table, callback=callback, dataset_kwargs={"compressor": compressor}
         )
+
+
+def _write_rows(group: Any, key: str, rows: np.ndarray, compressor: ZstdCodec) -> None:  # noqa: ANN401
+    """A table of numbers as AnnData has it, chunk by chunk: it may live in a file itself."""
+    n_rows = min(len(rows), max(1, CHUNK_BYTES // (rows.shape[1] * rows.itemsize)))
+    array = group.create_array(
+        key,
+        shape=rows.shape,
+        dtype=rows.dtype,
+        chunks=(n_rows, rows.shape[1]),
+        compressors=(compressor,),
+    )
+    array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    for first in range(0, len(rows), n_rows):
+        array[first : first + n_rows] = rows[first : first + n_rows]
+        release(rows)
 
 
 def _open(path: Path, rows: Int[np.ndarray, " row"] | None = None) -> ad.AnnData:
@@ -208,22 +222,3 @@ def _open(path: Path, rows: Int[np.ndarray, " row"] | None = None) -> ad.AnnData
 
 def _outlines_path(path: Path) -> Path:
     return path.with_name("cells.outlines.parquet")
-
-
-def _write_outlines(outlines: Outlines, path: Path) -> None:
-    ring_of_vertex = np.repeat(np.arange(len(outlines)), np.diff(outlines.start))
-    rings = shapely.linearrings(outlines.xy_um.astype(np.float64), indices=ring_of_vertex)
-    frame = geopandas.GeoDataFrame(
-        {"cell": np.arange(len(outlines))}, geometry=shapely.polygons(rings)
-    )
-    frame.to_parquet(path, index=False, compression="zstd")
-
-
-def _read_outlines(path: Path) -> Outlines:
-    polygons = geopandas.read_parquet(path).geometry.to_numpy()
-    n_vertices = shapely.get_num_coordinates(polygons)
-    start = np.concatenate([[0], np.cumsum(n_vertices - 1)]).astype(np.int64)
-    is_last = np.zeros(int(n_vertices.sum()), dtype=bool)
-    is_last[np.cumsum(n_vertices) - 1] = True
-    xy_um = shapely.get_coordinates(polygons)[~is_last]
-    return Outlines(xy_um.astype(np.float32), start)

@@ -25,10 +25,16 @@ FRAME = "um from the top left corner of the slide, x right, y down"
 
 
 def cells_as_table(cells: Cells) -> ad.AnnData:
-    """X raw features (float16); obs `area_um2`, `cell_type`; obsm `xy_um`. Without outlines."""
-    obs = {"area_um2": cells.area_um2}
+    """X raw features (float16); obs `area_um2` and labels; obsm `xy_um`. Without outlines.
+
+    Labels are `cell_type` (categorical) and `type_probability`, each where cells have it.
+    """
+    obs: dict[str, Any] = {"area_um2": cells.area_um2}
     if cells.cell_type is not None:
-        obs["cell_type"] = np.array(cells.cell_type, dtype=object)
+        names = sorted(set(cells.cell_type))
+        obs["cell_type"] = pd.Categorical(list(cells.cell_type), categories=names)
+    if cells.type_probability is not None:
+        obs["type_probability"] = cells.type_probability
     return _table(
         X=cells.features,
         obs=pd.DataFrame(obs, index=_numbered(len(cells))),
@@ -57,6 +63,9 @@ def table_as_cells(table: ad.AnnData, outlines: Outlines | None) -> Cells:
         provenance=Provenance.from_json(str(uns["provenance"])),
         outlines=outlines,
         cell_type=_strings(table.obs, "cell_type"),
+        type_probability=(
+            _floats(table.obs["type_probability"]) if "type_probability" in table.obs else None
+        ),
     )
 
 

@@ -3,7 +3,7 @@ import pytest
 import shapely
 from skimage import draw, measure
 
-from histoscribe.preprocess.outlines import trace_outlines
+from histoscribe.data.outlines import trace_outlines
 
 
 def blobs(seed: int) -> np.ndarray:
