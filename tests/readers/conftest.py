@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from histoscribe.data.toy import ToySlide
 from histoscribe.slides.open import open_slide
 from histoscribe.slides.pyramid import PyramidSlide
 
@@ -62,3 +63,24 @@ def write_section(
         return count_path, spot_path
 
     return write
+
+
+@pytest.fixture
+def blank_slide() -> ToySlide:
+    """4003 x 3001 px of 0.25 µm, all white and no memory."""
+    white = np.broadcast_to(np.uint8(255), (3001, 4003, 3))
+    return ToySlide("S1", white, (0.25, 0.25))
+
+
+@pytest.fixture
+def contours() -> list[list[list[int]]]:
+    """Outlines of 23 nuclei in full-resolution pixels, (x, y), open; no two alike."""
+    rng = np.random.default_rng(11)
+    angle = np.arange(9) * 2 * np.pi / 9
+    found = []
+    for number in range(23):
+        radius = 13 + number % 5 + rng.uniform(-1.5, 1.5, 9)
+        x = 60 + 167 * number + radius * np.cos(angle)
+        y = 90 + 119 * ((number * 7) % 23) + radius * np.sin(angle)
+        found.append(np.rint(np.stack([x, y], axis=1)).astype(int).tolist())
+    return found

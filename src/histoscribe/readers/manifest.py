@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from histoscribe.errors import DataError
+from histoscribe.readers.nuclei_config import NucleiFormat
 from histoscribe.readers.section import LEGACY_ST, VISIUM, SpotSizes
 
 REQUIRED = ("sample", "patient", "slide", "mpp", "expression")
@@ -57,7 +58,7 @@ class SampleRow:
     sizes: SpotSizes | None
     tissue: Path | None = None
     nuclei: Path | None = None
-    nuclei_format: str | None = None
+    nuclei_format: NucleiFormat | None = None
     nuclei_mpp: float | None = None
 
 
@@ -167,6 +168,7 @@ def _row(record: Record, faults: list[str]) -> SampleRow | None:
     mpp = _number(record, "mpp", faults)
     sizes = _sizes(record, platform, faults)
     nuclei_mpp = _number(record, "nuclei_mpp", faults)
+    nuclei_format = _nuclei_format(record, faults)
     for column in ("nuclei_format", "nuclei_mpp"):
         if record.cells.get(column) and not record.cells.get("nuclei"):
             faults.append(f"{record.at(column)} without a file of nuclei; fill the column nuclei")
@@ -184,7 +186,7 @@ def _row(record: Record, faults: list[str]) -> SampleRow | None:
         sizes=sizes,
         tissue=files["tissue"],
         nuclei=files["nuclei"],
-        nuclei_format=record.cells.get("nuclei_format") or None,
+        nuclei_format=nuclei_format,
         nuclei_mpp=nuclei_mpp,
     )
 
@@ -208,6 +210,19 @@ def _platform(record: Record, faults: list[str]) -> Platform | None:
         if platform == (given or by_ending):
             return platform
     faults.append(f"{record.at('platform')} unknown; wanted {' or '.join(get_args(Platform))}")
+    return None
+
+
+def _nuclei_format(record: Record, faults: list[str]) -> NucleiFormat | None:
+    given = record.cells.get("nuclei_format")
+    if not given:
+        return None
+    for known in get_args(NucleiFormat):
+        if given == known:
+            return known
+    faults.append(
+        f"{record.at('nuclei_format')} unknown; wanted {', '.join(get_args(NucleiFormat))}"
+    )
     return None
 
 

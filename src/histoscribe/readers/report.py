@@ -1,5 +1,6 @@
-"""ReadReport: what a reader found, and what it left out and why."""
+"""What a reader found, and what it left out and why: of spots, and of given nuclei."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -28,3 +29,28 @@ class ReadReport:
     n_genes: int
     measured_pitch_um: float
     median_counts: float
+
+
+@dataclass(frozen=True)
+class NucleiReport:
+    """What was read of a file of nuclei, for the run log and the report.
+
+    Attributes:
+        format: Which format it was.
+        n_listed: Objects in the file.
+        n_kept: Nuclei returned; with those that were dropped they make `n_listed`.
+        dropped: Reason, and how many were left out for it.
+        n_mended: Outlines that crossed themselves; the largest sound part was kept.
+        classes: Each cell type, and how many nuclei have it; "" for none.
+        median_area_um2: Median area of those kept.
+        notes: What a user should know though nothing stops.
+    """
+
+    format: str
+    n_listed: int
+    n_kept: int
+    dropped: Mapping[str, int]
+    n_mended: int
+    classes: Mapping[str, int]
+    median_area_um2: float
+    notes: tuple[str, ...]
