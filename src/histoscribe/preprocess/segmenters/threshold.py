@@ -11,11 +11,11 @@ from histoscribe.preprocess.segmenters.segmenter import (
     Segmentation,
     make_calibration,
 )
+from histoscribe.preprocess.stain_fit import DENSITY
 
 # Optical densities of haematoxylin, eosin and DAB in red, green and blue: Ruifrok & Johnston 2001.
 STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 UNMIX = np.linalg.inv(STAINS / np.linalg.norm(STAINS, axis=1, keepdims=True)).astype(np.float32)
-DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)  # spec 1.10, eq. 17
 
 SMOOTH_UM = 0.75  # a third of the smallest nucleus' radius
 SEED_SMOOTH_UM = 0.5  # so that one nucleus has one summit
