@@ -45,16 +45,25 @@ def tissue_mask(slide: Slide, mpp: float = 8.0) -> TissueMask:
         slide: The slide.
         mpp: Resolution of the mask.
     """
-    width_um, height_um = (n * one for n, one in zip(slide.size_px, slide.mpp, strict=True))
-    box = Box(0.0, 0.0, max(width_um, mpp), max(height_um, mpp))
-    stain = ndimage.gaussian_filter(stain_of(slide.read(box, mpp)), BLUR_UM / mpp)
+    image = slide.read(whole_of(slide, mpp), mpp)
+    stain = ndimage.gaussian_filter(stain_of(image), BLUR_UM / mpp)
     threshold = float(threshold_otsu(stain)) if np.ptp(stain) > 0 else MOST_STAIN
     mask = stain > np.clip(threshold, LEAST_STAIN, MOST_STAIN)
     pieces: Int[np.ndarray, "y x"] = np.asarray(label(mask, connectivity=1))
     n_pixels = np.bincount(pieces.ravel())
     n_pixels[0] = 0  # the glass
-    mask = (n_pixels * mpp**2 / 1e6 >= SMALLEST_MM2)[pieces]
-    return TissueMask(mask, mpp, float(mask.sum() * mpp**2 / 1e6))
+    return mask_of((n_pixels * mpp**2 / 1e6 >= SMALLEST_MM2)[pieces], mpp)
+
+
+def mask_of(is_tissue: Bool[np.ndarray, "y x"], mpp: float) -> TissueMask:
+    """A mask with its area."""
+    return TissueMask(is_tissue, mpp, float(is_tissue.sum() * mpp**2 / 1e6))
+
+
+def whole_of(slide: Slide, mpp: float) -> Box:
+    """The whole slide, at least one pixel of `mpp` wide and high."""
+    width_um, height_um = (n * one for n, one in zip(slide.size_px, slide.mpp, strict=True))
+    return Box(0.0, 0.0, max(width_um, mpp), max(height_um, mpp))
 
 
 def stain_of(image: UInt8[np.ndarray, "y x 3"]) -> Float32[np.ndarray, "y x"]:
