@@ -3,6 +3,7 @@ import pytest
 
 from histoscribe.data.toy import ToySlide
 from histoscribe.errors import ConfigError, DataError
+from histoscribe.preprocess import fields
 from histoscribe.preprocess.fields import (
     FieldPlan,
     plan_around,
@@ -49,6 +50,36 @@ def test_the_grid_covers_the_tissue_and_nothing_else() -> None:
     plan = plan_grid(SLIDE, mask_of((0, 3, 0, 3), (40, 42, 46, 50)), 0.5, 256, 64)
     assert len(plan) == 3  # the second piece, 368 to 400 µm, lies across the border at 384
     assert plan.owner(np.array([[5, 5], [410, 330], [300, 5]], np.float32)).tolist()[2] == -1
+
+
+@pytest.mark.parametrize(("n", "side_px"), [(1, 256), (7, 144), (300, 528)])
+def test_a_field_of_the_grid_is_planned_wherever_it_owns_a_part_of_a_pixel(
+    n: int, side_px: int
+) -> None:
+    mask = mask_of((0, 0, 0, 0))
+    rng = np.random.default_rng(n)
+    mask.mask[rng.integers(0, 69, n), rng.integers(0, 88, n)] = True
+    plan = plan_grid(SLIDE, mask, 0.5, side_px, 64)
+    side_um = (side_px - 64) * 0.5
+    row, column = np.nonzero(mask.mask)
+    wanted = set()
+    for x, y in zip(column * 8.0, row * 8.0, strict=True):
+        for corner in ((x, y), (x + 7.9, y), (x, y + 7.9), (x + 7.9, y + 7.9)):
+            cell = tuple(int(one // side_um) for one in corner)
+            if cell[0] * side_um < SIZE_UM[0] and cell[1] * side_um < SIZE_UM[1]:
+                wanted.add(cell)
+    found = (plan.origin_px + 32) // (side_px - 64)
+    assert sorted(map(tuple, found.tolist())) == sorted(wanted)
+    assert found[:, ::-1].tolist() == sorted(found[:, ::-1].tolist())  # in reading order
+
+
+def test_many_places_are_looked_up_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = [grid(), plan_around(SLIDE, places(3), 80.0, 0.5, 256, 64)]
+    for plan in plans:
+        wanted = plan.owner(places(999))
+        with monkeypatch.context() as patch:
+            patch.setattr(fields, "PLACES_AT_ONCE", 100)
+            np.testing.assert_array_equal(plan.owner(places(999)), wanted)
 
 
 @pytest.mark.parametrize(("n", "is_grid"), [(3, False), (60, True)])

@@ -5,8 +5,17 @@ from skimage import draw
 
 from histoscribe.data.cells import Outlines
 from histoscribe.data.toy import ToySlide
+from histoscribe.preprocess.describe import FieldSquares
 from histoscribe.preprocess.fields import FieldPlan, plan_around, plan_grid
-from histoscribe.preprocess.nuclei import FieldNuclei, describe_found, join, take_owned
+from histoscribe.preprocess.gather import SlideNuclei, gather_nuclei
+from histoscribe.preprocess.nuclei import (
+    FieldNuclei,
+    describe_found,
+    outline_found,
+    take_owned,
+)
+from histoscribe.preprocess.parts import FieldResult, PartList, make_part
+from histoscribe.preprocess.quality import CropTally
 from histoscribe.preprocess.tissue import TissueMask
 
 MPP = 0.5
@@ -35,13 +44,26 @@ def view(labels: np.ndarray, plan: FieldPlan, field: int) -> np.ndarray:
     )
 
 
-def segment_by_fields(labels: np.ndarray, plan: FieldPlan) -> FieldNuclei:
-    parts = []
+def segment_by_fields(labels: np.ndarray, plan: FieldPlan) -> SlideNuclei:
+    fields = []
     for field in range(len(plan)):
         found = take_owned(view(labels, plan, field), plan, field)
         features = np.full((len(found.xy_um), 2), field, np.float32)
-        parts.append(describe_found(found, plan, field, features))
-    return join(parts)
+        outlines = outline_found(found, plan, field)
+        fields.append(describe_found(found, outlines, field, features))
+    return join(fields)
+
+
+def join(fields: list[FieldNuclei]) -> SlideNuclei:
+    """Each field a part of its own."""
+    squares = FieldSquares(
+        *(np.zeros((0, n), kind) for n, kind in ((2, "f4"), (4, "f2"), (6, "f4")))
+    )
+    parts = PartList()
+    for one in fields:
+        result = FieldResult(one, squares, CropTally())
+        parts.add(make_part(one.field, one.field + 1, [result], []))
+    return gather_nuclei(parts, 1)
 
 
 def measured(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +94,7 @@ def test_nuclei_on_seams_and_corners_are_found_once_and_whole() -> None:
     labels = planted(nuclei, size_px)
     _, plan = whole_plan(size_px)
     got = segment_by_fields(labels, plan)
-    assert len(got) == len(nuclei)
+    assert len(got.xy_um) == len(nuclei)
     xy, area = measured(labels)
     order = np.lexsort(xy.T)
     np.testing.assert_allclose(got.xy_um, xy[order], atol=1e-3)
@@ -140,13 +162,13 @@ def test_halves_that_another_field_saw_merged_are_left_out() -> None:
     merged = part(0, [square(0, 0, 12, 6)], [-0.5])
     halves = part(1, [square(0, 0, 6, 6), square(6, 0, 6, 6)], [-3.0, -0.5])
     got = join([merged, halves])
-    assert len(got) == 1
+    assert len(got.xy_um) == 1
     assert got.features[0, 0] == 0
 
 
 def test_neighbours_that_touch_are_two() -> None:
     got = join([part(0, [square(0, 0, 6, 6)], [-1.0]), part(1, [square(5, 0, 6, 6)], [-1.0])])
-    assert len(got) == 2
+    assert len(got.xy_um) == 2
 
 
 def test_nuclei_without_finite_features_are_left_out() -> None:
@@ -157,7 +179,7 @@ def test_nuclei_without_finite_features_are_left_out() -> None:
     labels[180:190, 100:113] = 3
     found = take_owned(labels, plan, 4)
     features = np.array([[1, 2], [1, 70000], [np.nan, 2]], np.float32)
-    got = describe_found(found, plan, 4, features)
+    got = describe_found(found, outline_found(found, plan, 4), 4, features)
     assert len(got) == 1
     assert got.area_um2.tolist() == [30.0]
     assert len(got.outlines) == 1

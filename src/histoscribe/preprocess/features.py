@@ -1,14 +1,30 @@
 """Feature maps to features: of each nucleus, of each square of the field, and crops."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int, Int32, UInt8
+from jaxtyping import Float, Float32, Float64, Int, Int32, Int64, UInt8
 from scipy import sparse
 from torch import Tensor
 
 from histoscribe.errors import ConfigError
+
+EDGE_PX = 1e-6  # of a map's pixel: positions nearer than this are the same
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """A feature map in the slide's frame.
+
+    The vector at row i and column j describes the square of side `step_um` whose top left corner
+    is at `corner_um` + `step_um` * (j, i), and stands at that square's centre.
+    """
+
+    values: Float[Tensor, "channel my mx"]
+    corner_um: tuple[float, float]
+    step_um: float
 
 
 def pool_nuclei(
@@ -44,14 +60,89 @@ def pool_nuclei(
         weights = sparse.csr_array(
             (np.ones(len(nucleus)), (nucleus, column)), shape=(n_nuclei, len(seen))
         )
-        # A view in channels-last memory, so that only the pixels under nuclei are moved.
-        index = torch.from_numpy(seen).to(level.device)
-        values = level.flatten(1).T.index_select(0, index).double().cpu().numpy()
+        values = take_pixels(level, seen)
         mean = weights @ values / n_pixels
         square = weights @ np.square(values) / n_pixels
         means.append(mean)
         deviations.append(np.sqrt(np.maximum(square - np.square(mean), 0)))
     return np.concatenate(means + deviations, axis=1).astype(np.float32)
+
+
+def take_pixels(
+    level: Float[Tensor, "channel my mx"], places: Int64[np.ndarray, " place"]
+) -> Float64[np.ndarray, "place channel"]:
+    """The vectors of a map at some of its pixels, row by row, counted from its first."""
+    # A view in channels-last memory, so that only these pixels are moved.
+    index = torch.from_numpy(places).to(level.device)
+    return level.flatten(1).T.index_select(0, index).double().cpu().numpy()
+
+
+def pool_interpolated(
+    level: FeatureMap,
+    labels: Int32[np.ndarray, "y x"],
+    corner_um: tuple[float, float],
+    mpp: float,
+    *,
+    with_deviation: bool = False,
+) -> Float32[np.ndarray, "nucleus feature"]:
+    r"""Mean over each nucleus' pixels of the map, interpolated bilinearly between its vectors.
+
+    A map is coarser than nuclei (8 µm a vector for a network of 16-px patches at 0.5 µm/px), so
+    that the vector nearest to a nucleus often stands for a neighbour. For the pixels p of nucleus
+    n and the vectors k of the map, with w[p, k] the bilinear weights of the four vectors round p:
+
+        W[n, k] = avg_p w[p, k]        mean[n] = sum_k W[n, k] map[k]
+
+    This is the mean over n of the map enlarged to the labels' pixels (`F.interpolate`, bilinear,
+    align_corners=False), without enlarging it: W is sparse, a few vectors a nucleus. Beyond the
+    outermost vectors the map goes on as they are. Summed in float64.
+
+    Args:
+        level: The map.
+        labels: 0 for none, 1 to n each with a pixel.
+        corner_um: Top left corner (x, y) of the labels on the slide.
+        mpp: µm per pixel of the labels.
+        with_deviation: Then the deviations come after the means, sqrt(sum_k W[n, k] (map[k] -
+            mean[n])^2): how much the vectors under a nucleus differ.
+    """
+    n_nuclei = int(labels.max(initial=0))
+    y, x = np.nonzero(labels)
+    nucleus = labels[y, x].astype(np.int64) - 1
+    n_rows, n_columns = level.values.shape[1:]
+    place = [
+        (corner_um[axis] + (np.arange(n) + 0.5) * mpp - level.corner_um[axis]) / level.step_um - 0.5
+        for axis, n in enumerate(reversed(labels.shape))
+    ]
+    left, to_right = floor_and_share(place[0], n_columns)
+    top, to_bottom = floor_and_share(place[1], n_rows)
+    columns, weights = [], []
+    for below in (0, 1):
+        down = to_bottom[y] if below else 1 - to_bottom[y]
+        row = np.minimum(top[y] + below, n_rows - 1) * n_columns
+        for right in (0, 1):
+            columns.append(row + np.minimum(left[x] + right, n_columns - 1))
+            weights.append(down * (to_right[x] if right else 1 - to_right[x]))
+    seen, column = np.unique(np.concatenate(columns), return_inverse=True)
+    summed = sparse.csr_array(
+        (np.concatenate(weights), (np.tile(nucleus, 4), column)), shape=(n_nuclei, len(seen))
+    )
+    n_pixels = np.bincount(nucleus, minlength=n_nuclei).astype(np.float64)[:, None]
+    values = take_pixels(level.values, seen)
+    mean = summed @ values / n_pixels
+    if not with_deviation:
+        return mean.astype(np.float32)
+    square = summed @ np.square(values) / n_pixels
+    deviation = np.sqrt(np.maximum(square - np.square(mean), 0))
+    return np.concatenate([mean, deviation], axis=1).astype(np.float32)
+
+
+def floor_and_share(
+    place: Float64[np.ndarray, " pixel"], n: int
+) -> tuple[Int64[np.ndarray, " pixel"], Float64[np.ndarray, " pixel"]]:
+    """Of places along an axis of n vectors: the vector before each, and the next one's weight."""
+    clipped = np.clip(place, 0, n - 1)
+    before = np.floor(clipped)
+    return before.astype(np.int64), clipped - before
 
 
 def stride_of(level: Float[Tensor, "channel my mx"], field_shape: tuple[int, ...]) -> int:
@@ -109,6 +200,67 @@ def pool_squares(
         deviations.append((blocks - mean).square_().mean(dim=(1, 3)).sqrt_())
     grid = torch.cat(means + deviations, dim=2).float().cpu().numpy()
     return grid[row, column]
+
+
+def pool_squares_by_area(
+    level: FeatureMap,
+    corner_um: Float64[np.ndarray, "square 2"],
+    side_um: float,
+) -> Float32[np.ndarray, "square feature"]:
+    """Mean and standard deviation of a map over squares of one lattice that lie within it.
+
+    Every vector counts by the area that its own square shares with the square asked for. Where
+    the squares' borders are those of the map, this is `pool_squares`.
+
+    Args:
+        level: The map.
+        corner_um: Top left corners (x, y) on the slide; few different x, few different y.
+        side_um: Side of a square.
+
+    Returns:
+        The means of all channels, then their standard deviations.
+
+    Raises:
+        ConfigError: A square reaches beyond the map.
+    """
+    n_channels = level.values.shape[0]
+    if not len(corner_um):
+        return np.zeros((0, 2 * n_channels), np.float32)
+    shared, place = [], []
+    for axis, n in enumerate(reversed(level.values.shape[1:])):
+        low, index = np.unique(corner_um[:, axis], return_inverse=True)
+        first = (low - level.corner_um[axis]) / level.step_um
+        shared.append(share_of_cells(first, side_um / level.step_um, n))
+        place.append(index)
+    across, down = (torch.from_numpy(one).to(level.values) for one in shared)
+    # About the mean of the map, so that the small deviation of large values survives float32.
+    middle = level.values.mean(dim=(1, 2), keepdim=True)
+    centred = level.values - middle
+    mean = down @ centred @ across.T
+    square = down @ centred.square() @ across.T
+    deviation = (square - mean.square()).clamp_min_(0).sqrt_()
+    pooled = torch.cat([mean + middle, deviation]).float().cpu().numpy()
+    return np.ascontiguousarray(pooled[:, place[1], place[0]].T)
+
+
+def share_of_cells(
+    first: Float64[np.ndarray, " interval"], length: float, n: int
+) -> Float64[np.ndarray, "interval cell"]:
+    """The share of each of the cells [i, i + 1), i < n, in each interval [first, first + length).
+
+    Raises:
+        ConfigError: An interval leaves [0, n].
+    """
+    last = first + length
+    if first.min() < -EDGE_PX or last.max() > n + EDGE_PX:
+        raise ConfigError(
+            f"squares from {first.min():.4g} to {last.max():.4g} leave a feature map of {n} "
+            "vectors; read the field with more margin (prepare.view.margin_um)"
+        )
+    cell = np.arange(n)
+    overlap = np.minimum(last[:, None], cell + 1) - np.maximum(first[:, None], cell)
+    shared = np.maximum(overlap, 0)
+    return shared / shared.sum(axis=1, keepdims=True)
 
 
 def colour_of_squares(

@@ -6,6 +6,7 @@ owns its centroid, and a square of the tile grid in the field that owns its cent
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
@@ -17,6 +18,7 @@ from histoscribe.preprocess.tissue import TissueMask
 from histoscribe.types import Box
 
 STEP_PX = 16  # fields begin and end on a multiple of this, so that all feature maps agree
+PLACES_AT_ONCE = 1 << 18  # looked up together; a mask of a large slide has millions
 BAND_UM = 0.5  # how far the same nucleus' centroid may differ between two fields
 
 
@@ -56,13 +58,15 @@ class FieldPlan:
 
     def owner(self, xy_um: Float32[np.ndarray, "place 2"]) -> Int64[np.ndarray, " place"]:
         """The field that owns each place, or -1."""
+        if len(xy_um) > PLACES_AT_ONCE:
+            runs = range(0, len(xy_um), PLACES_AT_ONCE)
+            return np.concatenate([self.owner(xy_um[i : i + PLACES_AT_ONCE]) for i in runs])
         if not len(xy_um):
             return np.zeros(0, np.int64)
         if self.owned_px is None:
-            field = KDTree(self.centre_um).query(xy_um)[1]
+            field = self._centres.query(xy_um)[1]
         else:
-            side = self.owned_px * self.mpp
-            keys = cell_key(np.floor(self.centre_um / side))  # sorted: fields are in this order
+            side, keys = self.owned_px * self.mpp, self._keys
             wanted = cell_key(np.floor(xy_um.astype(np.float64) / side))
             field = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
             field = np.where(keys[field] == wanted, field, -1)
@@ -72,7 +76,7 @@ class FieldPlan:
         """Whether each place lies in a disc."""
         if self.disc_um is None:
             return np.ones(len(xy_um), bool)
-        return KDTree(self.disc_um).query(xy_um)[0] <= self.disc_radius_um
+        return self._discs.query(xy_um)[0] <= self.disc_radius_um
 
     def excess_um(
         self, field: int, xy_um: Float32[np.ndarray, "place 2"]
@@ -83,10 +87,26 @@ class FieldPlan:
             return np.abs(offset).max(axis=1) - self.owned_px * self.mpp / 2
         if not len(xy_um) or len(self) == 1:
             return np.full(len(xy_um), -np.inf)
-        distance, near = KDTree(self.centre_um).query(xy_um, k=2)
+        distance, near = self._centres.query(xy_um, k=2)
         distance, near = np.asarray(distance), np.asarray(near)
         other = np.where(near[:, 0] == field, distance[:, 1], distance[:, 0])
         return (np.hypot(*offset.T) - other) / 2
+
+    # Made once: every field asks, and a plan may have a hundred thousand.
+
+    @cached_property
+    def _centres(self) -> KDTree:
+        return KDTree(self.centre_um)
+
+    @cached_property
+    def _discs(self) -> KDTree:
+        return KDTree(self.disc_um)
+
+    @cached_property
+    def _keys(self) -> Int64[np.ndarray, " field"]:
+        """The grid's cell of each field; sorted, for fields are in reading order."""
+        side = (self.owned_px or 1) * self.mpp
+        return cell_key(np.floor(self.centre_um / side))
 
 
 def cell_key(cell: Float64[np.ndarray, "place 2"]) -> Int64[np.ndarray, " place"]:
@@ -99,14 +119,26 @@ def plan_grid(
     slide: Slide, mask: TissueMask, mpp: float, field_px: int, overlap_px: int
 ) -> FieldPlan:
     """Fields on a grid, wherever the area a field owns holds tissue."""
-    owned_px = owned_side(field_px, overlap_px)
-    row, column = np.nonzero(mask.mask)
-    # A pixel of the mask may reach over a border: all its corners count.
-    corners = np.stack([column, row], axis=1)[:, None] + np.array(
-        [[0, 0], [1, 0], [0, 1], [1, 1]]
-    ) * (1 - 1e-6)
-    xy_um = corners.reshape(-1, 2) * mask.mpp
-    return grid_fields(slide, np.floor(xy_um / (owned_px * mpp)), mpp, field_px, overlap_px)
+    side_um = owned_side(field_px, overlap_px) * mpp
+    # A pixel of the mask may reach over a border: its near and its far edge count.
+    touched = touched_cells(touched_cells(mask.mask, mask.mpp / side_um).T, mask.mpp / side_um)
+    return grid_fields(slide, np.argwhere(touched).astype(float), mpp, field_px, overlap_px)
+
+
+def touched_cells(mask: Bool[np.ndarray, "y x"], step: float) -> Bool[np.ndarray, "y cell"]:
+    """Which cells of a grid along x hold a part of a True pixel, in each row.
+
+    Args:
+        mask: Pixel x covers [x * step, (x + 1) * step), where cell i covers [i, i + 1).
+        step: At most 1.
+    """
+    x = np.arange(mask.shape[1])
+    low, high = (np.floor((x + edge) * step).astype(np.int64) for edge in (0, 1 - 1e-6))
+    touched = np.zeros((len(mask), int(high.max(initial=-1)) + 1), bool)
+    for cell in (low, high):
+        first = np.flatnonzero(np.diff(cell, prepend=-1))
+        touched[:, cell[first]] |= np.logical_or.reduceat(mask, first, axis=1)
+    return touched
 
 
 def plan_around(

@@ -1,6 +1,5 @@
-"""Nuclei of fields, put together to the nuclei of a slide: each once, none cut at a seam."""
+"""Nuclei of fields: which belong to a field, none cut at a seam, and which two fields have."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,8 +9,8 @@ from jaxtyping import Bool, Float16, Float32, Int, Int32, Int64
 from scipy.spatial import KDTree
 
 from histoscribe.data.cells import Outlines
+from histoscribe.data.outlines import trace_outlines
 from histoscribe.preprocess.fields import BAND_UM, FieldPlan
-from histoscribe.preprocess.outlines import trace_outlines
 
 SEAM_UM = 12.0  # how far from a border of ownership two readings of one nucleus are looked for
 PAIR_UM = 8.0  # centroids of two readings of one nucleus, one of them perhaps merged with another
@@ -55,8 +54,8 @@ def take_owned(labels: Int32[np.ndarray, "y x"], plan: FieldPlan, field: int) ->
     """The nuclei of a field whose centroid it owns (or nearly) and that its border does not cut.
 
     A nucleus whose centroid is up to `BAND_UM` beyond is taken too, if a field owns the place:
-    two fields may see its centroid a little apart, each on the other's side. `join` drops what
-    both took.
+    two fields may see its centroid a little apart, each on the other's side. `find_twins` tells
+    what both took.
     """
     y, x = np.nonzero(labels)
     nucleus = labels[y, x] - 1
@@ -79,15 +78,17 @@ def take_owned(labels: Int32[np.ndarray, "y x"], plan: FieldPlan, field: int) ->
     )
 
 
-def describe_found(
-    found: Found,
-    plan: FieldPlan,
-    field: int,
-    features: Float32[np.ndarray, "nucleus feature"],
-) -> FieldNuclei:
-    """Outlines and features of a field's nuclei; those without finite features are left out."""
+def outline_found(found: Found, plan: FieldPlan, field: int) -> Outlines:
+    """Outlines of a field's nuclei, slide frame."""
     pixels = trace_outlines(found.labels)
     xy_um = ((pixels.xy_px + plan.origin_px[field]) * plan.mpp).astype(np.float32)
+    return Outlines(xy_um, pixels.start)
+
+
+def describe_found(
+    found: Found, outlines: Outlines, field: int, features: Float32[np.ndarray, "nucleus feature"]
+) -> FieldNuclei:
+    """A field's nuclei with outlines and features; those without finite features are left out."""
     stored = to_float16(features)
     sound = np.flatnonzero(np.isfinite(stored).all(axis=1))
     return FieldNuclei(
@@ -95,7 +96,7 @@ def describe_found(
         found.xy_um[sound],
         found.area_um2[sound],
         found.excess_um[sound],
-        Outlines(xy_um, pixels.start).take(sound),
+        outlines.take(sound),
         stored[sound],
     )
 
@@ -106,60 +107,22 @@ def to_float16(features: Float32[np.ndarray, "row feature"]) -> Float16[np.ndarr
         return features.astype(np.float16)
 
 
-def join(parts: Sequence[FieldNuclei]) -> FieldNuclei:
-    """All nuclei of the slide, each once, ordered by y, then x.
-
-    The order of the result does not depend on the plan of the fields.
-    """
-    field = np.concatenate([np.full(len(part), part.field) for part in parts])
-    xy_um = np.concatenate([part.xy_um for part in parts])
-    excess = np.concatenate([part.excess_um for part in parts])
-    outlines = concatenate_outlines([part.outlines for part in parts])
-    seen_twice = find_twins(field, xy_um, excess, outlines)
-    kept = np.flatnonzero(~seen_twice)
-    kept = kept[np.lexsort((xy_um[kept, 0], xy_um[kept, 1]))]
-    return FieldNuclei(
-        -1,
-        xy_um[kept],
-        np.concatenate([part.area_um2 for part in parts])[kept],
-        excess[kept],
-        outlines.take(kept),
-        gather_features(parts, kept),
-    )
-
-
-def gather_features(
-    parts: Sequence[FieldNuclei], rows: Int[np.ndarray, " row"]
-) -> Float16[np.ndarray, "row feature"]:
-    """These rows of the parts' features, copied once: of a million cells they are 2 GB."""
-    place = np.full(sum(len(part) for part in parts), -1)
-    place[rows] = np.arange(len(rows))
-    gathered = np.empty((len(rows), parts[0].features.shape[1]), np.float16)
-    first = 0
-    for part in parts:
-        goes_to = place[first : first + len(part)]
-        gathered[goes_to[goes_to >= 0]] = part.features[goes_to >= 0]
-        first += len(part)
-    return gathered
-
-
 def find_twins(
     field: Int64[np.ndarray, " nucleus"],
     xy_um: Float32[np.ndarray, "nucleus 2"],
     excess_um: Float32[np.ndarray, " nucleus"],
     outlines: Outlines,
 ) -> Bool[np.ndarray, " nucleus"]:
-    """Which nuclei another field has given already.
+    """Which nuclei another field has given already, of those at seams (`is_at_seam`).
 
     Two nuclei of different fields are one if more than half of the smaller lies in the other.
     The one that its field owns stays; if both are owned (one field saw two nuclei where the other
     saw one), that of the earlier field.
     """
     is_twin = np.zeros(len(xy_um), bool)
-    near = np.flatnonzero(excess_um > -SEAM_UM)
-    if len(near) < 2:
+    if len(xy_um) < 2:
         return is_twin
-    pairs = near[KDTree(xy_um[near]).query_pairs(PAIR_UM, output_type="ndarray")]
+    pairs = KDTree(xy_um).query_pairs(PAIR_UM, output_type="ndarray")
     pairs = pairs[field[pairs[:, 0]] != field[pairs[:, 1]]]
     overlap = overlap_of_smaller(outlines, pairs)
     pairs = pairs[overlap > SAME_SHARE]
@@ -171,6 +134,11 @@ def find_twins(
         if not is_twin[better[index]]:
             is_twin[worse[index]] = True
     return is_twin
+
+
+def is_at_seam(excess_um: Float32[np.ndarray, " nucleus"]) -> Bool[np.ndarray, " nucleus"]:
+    """Which nuclei lie so near to what another field owns that it may have given them too."""
+    return excess_um > -SEAM_UM
 
 
 def overlap_of_smaller(
@@ -192,10 +160,3 @@ def overlap_of_smaller(
     smaller = np.minimum(shapely.area(first), shapely.area(second))
     shared = shapely.area(shapely.intersection(first, second))
     return (shared / np.maximum(smaller, 1e-6)).astype(np.float32)
-
-
-def concatenate_outlines(parts: Sequence[Outlines]) -> Outlines:
-    """Outlines one after another."""
-    sizes = [np.diff(part.start) for part in parts]
-    start = np.concatenate([[0], np.cumsum(np.concatenate(sizes))]).astype(np.int64)
-    return Outlines(np.concatenate([part.xy_um for part in parts]), start)

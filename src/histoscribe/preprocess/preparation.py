@@ -10,23 +10,30 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from histoscribe.data.nuclei import GivenNuclei
 from histoscribe.data.provenance import Provenance
 from histoscribe.data.regions import Regions
 from histoscribe.data.slide import Slide
-from histoscribe.data.store import hash_file
 from histoscribe.errors import ConfigError, DataError
-from histoscribe.preprocess.describe import Encoder
-from histoscribe.preprocess.encoders.encoder import ENCODERS
-from histoscribe.preprocess.encoders.transformers import VitConfig
+from histoscribe.preprocess.encoders.encoder import Encoder, Sight
+from histoscribe.preprocess.encoders.names import check_encoder, load_encoder
+from histoscribe.preprocess.encoders.view import ViewConfig
 from histoscribe.preprocess.fields import FieldPlan, owned_side, plan_around, plan_grid
+from histoscribe.preprocess.given_check import check_given
+from histoscribe.preprocess.segmenters.given import PlacedNuclei, place_nuclei
 from histoscribe.preprocess.segmenters.segmenter import SEGMENTERS, Calibration, Segmenter
-from histoscribe.preprocess.tissue import TissueMask, sample_tissue_pixels, tissue_mask
+from histoscribe.preprocess.stain import StainConfig
+from histoscribe.preprocess.survey import Survey, SurveyConfig, survey
+from histoscribe.preprocess.tissue import TissueMask
+from histoscribe.slides.open import hash_slide_file
 from histoscribe.types import Box
 
 CENTRES = "region_centres"
 """Name of the hash of the regions' centres among the inputs of a prepared slide."""
 
 MAX_ENLARGED = 2.0  # what `Slide.read` gives
+ROWS_AT_ONCE = 64  # of the tissue mask, so that a large slide's centres are not all held
+GIVEN_MPP = 0.5  # resolution at which given nuclei are drawn, as at which they would be found
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,11 @@ class PrepareConfig:
 
     Attributes:
         segmenter: A name of `SEGMENTERS`.
-        encoder: A name of `ENCODERS`; a Vision Transformer is "vit:" and its folder or hub id.
-        vit: How tiles are shown to a Vision Transformer.
+        encoder: "instanseg", "efficientnet-lite0", "vit:" and a folder or hub id, or a published
+            checkpoint and its file ("uni2-h:FILE").
+        view: How cells are shown to the encoder.
+        stain: How the stain is normalised before anything else sees a pixel.
+        skip_artefacts: Leave out tissue under ink or out of focus.
         around_regions: Only nuclei within `around_um` of a region's centre.
         around_um: Radius that is searched round each region: the tiles of its field (a square of
             128 µm, corners at 91 µm), the region, and a ring of context cells where one is asked
@@ -44,38 +54,50 @@ class PrepareConfig:
         tile_side_um: Side of the squares that describe the whole field.
         field_px: Side of the fields, in pixels of the segmenter's resolution.
         overlap_px: What neighbouring fields share; nuclei up to this size are whole in one.
-        fields_at_once: Fields the segmenter is given together; does not change the result.
         calibration_pixels: How many tissue pixels the segmenter's value range is fitted on.
         seed: Draws those pixels.
     """
 
     segmenter: str = "instanseg"
     encoder: str = "instanseg"
-    vit: VitConfig = field(default_factory=VitConfig)
+    view: ViewConfig = field(default_factory=ViewConfig)
+    stain: StainConfig = field(default_factory=StainConfig)
+    skip_artefacts: bool = False
     around_regions: bool = False
     around_um: float = 92.0
     tile_side_um: float = 32.0
     field_px: int = 512
     overlap_px: int = 64
-    fields_at_once: int = 1
     calibration_pixels: int = 100_000
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_name(SEGMENTERS, self.segmenter, "segmenter")
-        name, _, source = self.encoder.partition(":")
-        if name == "vit" and not source:
-            raise ConfigError("encoder 'vit' wants a model: 'vit:FOLDER' or 'vit:HUB-ID'")
-        check_name(ENCODERS, name if name == "vit" else self.encoder, "encoder")
+        check_encoder(self.encoder)
         for name in ("around_um", "tile_side_um"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(
                     f"prepare.{name} = {getattr(self, name)}; give a finite length above 0 µm"
                 )
-        for name, least in {"fields_at_once": 1, "calibration_pixels": 1, "seed": 0}.items():
+        for name, least in {"calibration_pixels": 1, "seed": 0}.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"prepare.{name} = {getattr(self, name)}; give {least} or more")
         owned_side(self.field_px, self.overlap_px)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is known of a slide beforehand, in place of what would be found.
+
+    Attributes:
+        tissue: Where its tissue is.
+        tissue_sha256: Of the file that says so.
+        nuclei: Its nuclei, as another program found them.
+    """
+
+    tissue: TissueMask | None = None
+    tissue_sha256: str = ""
+    nuclei: GivenNuclei | None = None
 
 
 @dataclass(frozen=True)
@@ -83,14 +105,17 @@ class Preparation:
     """All that is settled before the first field is segmented.
 
     Attributes:
-        slide: What is prepared.
+        slide: What is prepared, its stain normalised if that was asked for.
         config: As asked for.
-        segmenter: Loaded.
-        encoder: Loaded; dense, or for tiles.
-        calibration: The segmenter's, fitted on this slide's tissue.
-        map_source: The segmenter whose maps a dense encoder pools, with its own calibration,
-            where it is another one than finds the nuclei.
+        survey: Tissue, artefacts and stain.
+        segmenter: Loaded, or None where nuclei are given.
+        segmenter_id: Its identity, or that of the program that gave the nuclei.
+        given: The nuclei that are given, or None.
+        placed: The same, in the plan.
+        encoder: Loaded, and calibrated on this slide's tissue.
+        calibration: The segmenter's, fitted on this slide's tissue, or None without one.
         plan: Which fields are read.
+        sight: What the encoder reads of them for itself, None where the segmenter's image does.
         searched_mm2: Tissue that they own.
         provenance: What the cells and tiles will carry; settled beforehand, so that a stored
             result can be recognised before the work is done again.
@@ -98,54 +123,69 @@ class Preparation:
 
     slide: Slide
     config: PrepareConfig
-    segmenter: Segmenter
+    survey: Survey
+    segmenter: Segmenter | None
+    segmenter_id: str
+    given: GivenNuclei | None
+    placed: PlacedNuclei | None
     encoder: Encoder
-    calibration: Calibration
-    map_source: tuple[Segmenter, Calibration] | None
+    calibration: Calibration | None
     plan: FieldPlan
+    sight: Sight | None
     searched_mm2: float
     provenance: Provenance
 
 
-def plan_preparation(slide: Slide, regions: Regions | None, config: PrepareConfig) -> Preparation:
+def plan_preparation(
+    slide: Slide, regions: Regions | None, config: PrepareConfig, given: Given | None = None
+) -> Preparation:
     """Load the parts, fit the value range on tissue, plan the fields, write the provenance.
 
     Args:
         slide: The slide.
         regions: Where to look if `config.around_regions`; those of other slides are left out.
         config: How.
+        given: What need not be found.
 
     Raises:
         ConfigError: Settings that do not go together.
-        DataError: No tissue, or a constant image.
+        DataError: No tissue, a constant image, or nuclei that are not this slide's.
         MissingExtra: Weights that are not there.
     """
-    segmenter: Segmenter = load(SEGMENTERS, config.segmenter)
-    encoder = load_encoder(config)
-    check_together(config, segmenter, encoder)
-    check_scale(slide, segmenter.mpp)
-    check_tile_scale(slide, encoder.identity.mpp)
-    mask = tissue_mask(slide)
-    pixels = sample_tissue_pixels(
+    given = given or Given()
+    nuclei = given.nuclei
+    segmenter: Segmenter | None = None
+    mpp, segmenter_id = GIVEN_MPP, nuclei.identity if nuclei is not None else ""
+    if nuclei is None:
+        segmenter = load_segmenter(config.segmenter)
+        mpp, segmenter_id = segmenter.mpp, segmenter.identity
+    encoder = load_encoder(config.encoder, config.view)
+    check_together(config, mpp)
+    check_scale(slide, mpp)
+    check_encoder_scale(slide, encoder.identity.mpp)
+    if nuclei is not None:
+        check_given(slide, nuclei, config.seed)
+    seen = survey(
         slide,
-        mask,
-        config.calibration_pixels,
-        segmenter.mpp,
-        np.random.default_rng(config.seed),
+        given.tissue,
+        mpp,
+        SurveyConfig(config.stain, config.skip_artefacts, config.calibration_pixels, config.seed),
     )
-    calibration = segmenter.calibrate(pixels)
-    map_source = None
-    if encoder.kind == "dense" and encoder.segmenter != config.segmenter:
-        other: Segmenter = load(SEGMENTERS, encoder.segmenter)
-        map_source = (other, other.calibrate(pixels))
-    plan = plan_fields(slide, mask, regions, config, segmenter.mpp)
+    calibration = segmenter.calibrate(seen.pixels) if segmenter else None
+    encoder = encoder.calibrated(seen.pixels)
+    plan = plan_fields(slide, seen.mask, regions, config, mpp)
+    placed = place_nuclei(nuclei, plan) if nuclei is not None else None
+    sight = encoder.sight(plan, config.tile_side_um)
     settings = {
-        "segmenter": segmenter.identity,
+        "segmenter": segmenter_id,
         "encoder": str(encoder.identity),
+        "encoder_licence": encoder.licence,
         "slide_mpp": list(slide.mpp),
-        "mpp_read": segmenter.mpp,
-        "enlarged": max(1.0, max(slide.mpp) / segmenter.mpp),
-        "calibration": {"low": list(calibration.low), "high": list(calibration.high)},
+        "mpp_read": mpp,
+        "enlarged": max(1.0, max(slide.mpp) / mpp),
+        "calibration": calibration and {name: list(v) for name, v in calibration._asdict().items()},
+        "stain": seen.stain.to_record(),
+        "skip_artefacts": config.skip_artefacts,
         "calibration_pixels": config.calibration_pixels,
         "seed": config.seed,
         "around_um": config.around_um if config.around_regions else None,
@@ -156,15 +196,24 @@ def plan_preparation(slide: Slide, regions: Regions | None, config: PrepareConfi
     inputs = {"slide": hash_slide(slide)}
     if plan.disc_um is not None:
         inputs[CENTRES] = hash_centres(plan.disc_um)
+    if given.tissue is not None:
+        inputs["tissue"] = given.tissue_sha256
+    if nuclei is not None:
+        settings["nuclei"] = dict(nuclei.provenance.settings)
+        inputs |= nuclei.provenance.inputs
     return Preparation(
-        slide=slide,
+        slide=seen.slide,
         config=config,
+        survey=seen,
         segmenter=segmenter,
+        segmenter_id=segmenter_id,
+        given=nuclei,
+        placed=placed,
         encoder=encoder,
         calibration=calibration,
-        map_source=map_source,
         plan=plan,
-        searched_mm2=searched_mm2(mask, plan),
+        sight=sight,
+        searched_mm2=searched_mm2(seen.mask, plan),
         provenance=Provenance(f"histoscribe {version('histoscribe')} prepare", settings, inputs),
     )
 
@@ -181,10 +230,9 @@ def load(table: dict[str, str], name: str, *arguments: Any) -> Any:  # noqa: ANN
     return getattr(import_module(module), factory)(*arguments)
 
 
-def load_encoder(config: PrepareConfig) -> Encoder:
-    """The encoder; "vit:SOURCE" is a Vision Transformer from a folder or the hub."""
-    name, _, source = config.encoder.partition(":")
-    return load(ENCODERS, name, source, config.vit) if name == "vit" else load(ENCODERS, name)
+def load_segmenter(name: str) -> Segmenter:
+    """The segmenter of that name, with its weights."""
+    return load(SEGMENTERS, name)
 
 
 def check_scale(slide: Slide, mpp: float) -> None:
@@ -197,24 +245,19 @@ def check_scale(slide: Slide, mpp: float) -> None:
         )
 
 
-def check_tile_scale(slide: Slide, mpp: float) -> None:
-    """ConfigError if the encoder's tiles are finer than the slide can be enlarged to."""
+def check_encoder_scale(slide: Slide, mpp: float) -> None:
+    """ConfigError if the encoder sees finer than the slide can be enlarged to."""
     if max(slide.mpp) > MAX_ENLARGED * mpp:
         raise ConfigError(
-            f"tiles are read at {mpp:g} µm/px, slide {slide.slide_id} has {max(slide.mpp):.4g} and "
-            f"at most {MAX_ENLARGED:g}x is enlarged; set prepare.vit.mpp to "
+            f"the encoder sees {mpp:g} µm/px, slide {slide.slide_id} has {max(slide.mpp):.4g} and "
+            f"at most {MAX_ENLARGED:g}x is enlarged; set prepare.view.mpp to "
             f"{max(slide.mpp) / MAX_ENLARGED:.4g} or more"
         )
 
 
-def check_together(config: PrepareConfig, segmenter: Segmenter, encoder: Encoder) -> None:
-    """ConfigError if resolutions, tiles and fields do not fit each other."""
-    mpp, side_um = segmenter.mpp, config.tile_side_um
-    if encoder.kind == "dense" and encoder.identity.mpp != mpp:
-        raise ConfigError(
-            f"encoder {config.encoder} sees {encoder.identity.mpp:g} µm/px, segmenter "
-            f"{config.segmenter} {mpp:g}; choose a segmenter of the same resolution"
-        )
+def check_together(config: PrepareConfig, mpp: float) -> None:
+    """ConfigError if the segmenter's resolution, tiles and fields do not fit each other."""
+    side_um = config.tile_side_um
     if round(side_um / mpp) * mpp != side_um:
         raise ConfigError(
             f"tile_side_um {side_um:g} is no whole number of pixels of {mpp:g} µm; 32 is usual"
@@ -251,9 +294,12 @@ def plan_fields(
 
 def searched_mm2(mask: TissueMask, plan: FieldPlan) -> float:
     """Area of the tissue that the fields own."""
-    row, column = np.nonzero(mask.mask)
-    centre = ((np.stack([column, row], axis=1) + 0.5) * mask.mpp).astype(np.float32)
-    return float((plan.owner(centre) >= 0).sum() * mask.mpp**2 / 1e6)
+    n_owned = 0
+    for first in range(0, len(mask.mask), ROWS_AT_ONCE):
+        place = np.argwhere(mask.mask[first : first + ROWS_AT_ONCE]) + np.array([first, 0])
+        centre = ((place[:, ::-1] + 0.5) * mask.mpp).astype(np.float32)
+        n_owned += int((plan.owner(centre) >= 0).sum())
+    return n_owned * mask.mpp**2 / 1e6
 
 
 def hash_centres(centre_um: Float[np.ndarray, "region 2"]) -> str:
@@ -263,9 +309,9 @@ def hash_centres(centre_um: Float[np.ndarray, "region 2"]) -> str:
 
 
 def hash_slide(slide: Slide) -> str:
-    """SHA-256 of the file; of the pixels if it is in memory only."""
-    if slide.path.is_file():
-        return hash_file(slide.path)
+    """SHA-256 of what it is read from; of the pixels if it is in memory only."""
+    if slide.path.exists():
+        return hash_slide_file(slide.path)
     width_um, height_um = (n * one for n, one in zip(slide.size_px, slide.mpp, strict=True))
     pixels = slide.read(Box(0.0, 0.0, width_um, height_um), slide.mpp[0])
     return hashlib.sha256(pixels.tobytes()).hexdigest()

@@ -2,12 +2,12 @@
 
 import hashlib
 import logging
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float16, Float32, UInt8
+from jaxtyping import Bool, Float16, Float32, UInt8, UInt16, UInt64
 
+from histoscribe.data.mapped import release
 from histoscribe.errors import DataError
 
 MAX_SHARE = 0.01  # spec 1.10: more than 1 % of constant or repeated crops is a fault
@@ -31,25 +31,45 @@ LOG = logging.getLogger(__name__)
 class CropTally:
     """Counts constant and repeated images over all fields of a slide.
 
-    Only a short hash of each image is kept.
+    Only a hash of 64 bits is kept of each image. A tally can be made of many, in any order.
+
+    Attributes:
+        n_images: How many were added.
+        n_constant: How many of them are of one colour.
+        hashes: One for each.
     """
 
-    n_images: int = 0
-    n_constant: int = 0
-    seen: Counter[bytes] = field(default_factory=Counter)
+    n_images: int
+    n_constant: int
+    hashes: list[UInt64[np.ndarray, " image"]]
+
+    def __init__(self) -> None:
+        self.n_images = self.n_constant = 0
+        self.hashes = []
 
     def add(self, images: UInt8[np.ndarray, "image y x 3"]) -> None:
         """Count the crops of a field."""
         if not len(images):
             return
         flat = images.reshape(len(images), -1, 3)
-        self.n_images += len(images)
-        self.n_constant += int((np.ptp(flat, axis=1).max(axis=1, initial=0) == 0).sum())
-        self.seen.update(hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in flat)
+        n_constant = int((np.ptp(flat, axis=1).max(axis=1, initial=0) == 0).sum())
+        digests = [hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in flat]
+        self.merge(n_constant, np.frombuffer(b"".join(digests), np.uint64))
+
+    def merge(self, n_constant: int, hashes: UInt64[np.ndarray, " image"]) -> None:
+        """Count images whose hashes are known already."""
+        self.n_images += len(hashes)
+        self.n_constant += n_constant
+        self.hashes.append(hashes)
+
+    def all_hashes(self) -> UInt64[np.ndarray, " image"]:
+        """The hashes of all images, as they were added."""
+        return np.concatenate([np.zeros(0, np.uint64), *self.hashes])
 
     def check(self, what: str) -> None:
         """DataError if more than 1 % are constant or repeat another."""
-        check_shares(what, self.n_images, self.n_constant, self.n_images - len(self.seen))
+        n_different = len(np.unique(self.all_hashes()))
+        check_shares(what, self.n_images, self.n_constant, self.n_images - n_different)
 
 
 def check_features(features: Float16[np.ndarray, "row feature"], what: str) -> None:
@@ -69,16 +89,24 @@ def check_features(features: Float16[np.ndarray, "row feature"], what: str) -> N
     odd = np.random.default_rng(0).integers(2**63, size=features.shape[1], dtype=np.uint64) * 2 + 1
     n_constant, hashes = 0, [np.zeros(0, np.uint64)]
     for start in range(0, len(features), CHUNK):
-        rows = features[start : start + CHUNK]
-        if not np.isfinite(rows).all():
+        bits = np.ascontiguousarray(features[start : start + CHUNK]).view(np.uint16)
+        if not is_finite(bits).all():
             raise DataError(
                 f"{what}: features that are not finite; the encoder's weights are broken"
             )
-        bits = np.ascontiguousarray(rows).view(np.uint16)
         n_constant += int((bits == bits[:, :1]).all(axis=1).sum())
         hashes.append((bits * odd).sum(axis=1, dtype=np.uint64))
+        release(features)
     n_different = len(np.unique(np.concatenate(hashes)))
     check_shares(what, len(features), n_constant, len(features) - n_different)
+
+
+def is_finite(bits: UInt16[np.ndarray, "row feature"]) -> Bool[np.ndarray, " row"]:
+    """Which rows of float16, given by their bits, hold neither NaN nor infinity.
+
+    NumPy has no fast float16; a value is finite unless all bits of its exponent are set.
+    """
+    return ((bits & 0x7C00) != 0x7C00).all(axis=1)
 
 
 def check_shares(what: str, n: int, n_constant: int, n_repeated: int) -> None:

@@ -1,6 +1,6 @@
 """InstanSeg `brightfield_nuclei`: nuclei, and its encoder's maps from the same pass."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,11 @@ from histoscribe.preprocess.segmenters.instanseg_instances import (
     find_instances,
 )
 from histoscribe.preprocess.segmenters.instanseg_network import STRIDE, InstanSegNetwork
-from histoscribe.preprocess.segmenters.segmenter import Calibration, Segmentation
+from histoscribe.preprocess.segmenters.segmenter import (
+    Calibration,
+    NetworkOutput,
+    Segmentation,
+)
 
 NAME = "instanseg-brightfield_nuclei-0.1.1"
 MPP = 0.5  # the published model's
@@ -77,32 +81,8 @@ class InstanSegSegmenter:
         )
 
     def calibrate(self, pixels: UInt8[np.ndarray, "pixel 3"]) -> Calibration:
-        """Fit the value range: percentiles 0.1 and 99.9 of each channel.
-
-        Args:
-            pixels: Of tissue fields of one slide, the light between the cells included.
-
-        Raises:
-            DataError: Not 8-bit RGB, no pixels, or (nearly) constant.
-        """
-        check_image(pixels, n_axes=2)
-        if not len(pixels):
-            raise DataError(
-                "no pixels to fit the value range on: wanted tissue. Check the tissue mask and "
-                "that the spots lie on the slide."
-            )
-        low, high = np.percentile(pixels, PERCENTILES, axis=0)
-        if (high - low).min() < MIN_RANGE:
-            ranges = ", ".join(f"{value:.0f}" for value in high - low)
-            raise DataError(
-                f"the image is nearly constant (ranges of its channels: {ranges} of 255): wanted "
-                f"stained tissue, {MIN_RANGE} grey levels in each channel at least. Check that "
-                f"the slide is the H&E scan and that it could be read in full."
-            )
-        return Calibration(
-            (float(low[0]), float(low[1]), float(low[2])),
-            (float(high[0]), float(high[1]), float(high[2])),
-        )
+        """Fit the value range on tissue pixels of one slide; see `fit_range`."""
+        return fit_range(pixels)
 
     def segment(
         self, images: UInt8[np.ndarray, "field y x 3"], calibration: Calibration
@@ -120,6 +100,12 @@ class InstanSegSegmenter:
         Raises:
             DataError: Not 8-bit RGB, or too small.
         """
+        return [self.find_nuclei(one) for one in self.run_network(images, calibration)]
+
+    def run_network(
+        self, images: UInt8[np.ndarray, "field y x 3"], calibration: Calibration
+    ) -> list[NetworkOutput]:
+        """The first half of `segment`: the network, on its device."""
         check_image(images, n_axes=4)
         if min(images.shape[1:3]) < MIN_SIDE_PX:
             raise DataError(
@@ -128,32 +114,47 @@ class InstanSegSegmenter:
             )
         at_once = 1 if self.device.type == "cpu" else FIELDS_AT_ONCE
         return [
-            segmentation
+            output
             for start in range(0, len(images), at_once)
-            for segmentation in self.segment_batch(images[start : start + at_once], calibration)
+            for output in self.look_at(images[start : start + at_once], calibration)
         ]
 
     @torch.inference_mode()
-    def segment_batch(
+    def look_at(
         self, images: UInt8[np.ndarray, "field y x 3"], calibration: Calibration
-    ) -> list[Segmentation]:
-        """One pass of the network and the post-processing of each field."""
+    ) -> list[NetworkOutput]:
+        """One pass of the network."""
         height, width = images.shape[1:3]
         scaled = pad_to_stride(scale(images, calibration, self.device))
         # On a GPU in half precision; float16, since the maps stay below 20 and bfloat16 would cost
         # them 2 % where this costs 0.3 %.
         with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
-            maps, stages = self.network(scaled)
-        maps = maps[:, :, :height, :width].float().cpu().numpy()
-        results = []
-        for index in range(len(images)):
-            labels = find_instances(maps[index], self.classifier, self.config)
-            cropped = tuple(
-                stage[index, :, : -(-height // 2**level), : -(-width // 2**level)].float()
-                for level, stage in enumerate(stages)
-            )
-            results.append(Segmentation(labels, cropped))
-        return results
+            heads, stages = self.network(scaled)
+        heads = heads[:, :, :height, :width].float().cpu().numpy()
+        return [
+            NetworkOutput(heads[index], crop_stages(stages, index, height, width))
+            for index in range(len(images))
+        ]
+
+    def find_nuclei(self, output: NetworkOutput) -> Segmentation:
+        """The post-processing of one field, on the CPU."""
+        return Segmentation(find_instances(output.heads, self.classifier, self.config), output.maps)
+
+    @torch.inference_mode()
+    def encode(
+        self, images: UInt8[np.ndarray, "field y x 3"], calibration: Calibration
+    ) -> list[tuple[Float[Tensor, "_ _ _"], ...]]:
+        """The maps of `segment` alone, for fields that were segmented by other means."""
+        check_image(images, n_axes=4)
+        height, width = images.shape[1:3]
+        encoded = []
+        for image in images:
+            scaled = pad_to_stride(scale(image[None], calibration, self.device))
+            is_gpu = self.device.type == "cuda"
+            with torch.autocast(self.device.type, torch.float16, enabled=is_gpu):
+                stages = self.network.encode(scaled)
+            encoded.append(crop_stages(stages, 0, height, width))
+        return encoded
 
 
 def load_instanseg(device: str | None = None, cache_dir: Path | None = None) -> InstanSegSegmenter:
@@ -171,6 +172,45 @@ def load_instanseg(device: str | None = None, cache_dir: Path | None = None) -> 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     precision = "/float16" if torch.device(device).type == "cuda" else ""
     return InstanSegSegmenter(state, weights.identity_of(NAME) + precision, device)
+
+
+def fit_range(pixels: UInt8[np.ndarray, "pixel 3"]) -> Calibration:
+    """Fit the value range: percentiles 0.1 and 99.9 of each channel.
+
+    Args:
+        pixels: Of tissue fields of one slide, the light between the cells included.
+
+    Raises:
+        DataError: Not 8-bit RGB, no pixels, or (nearly) constant.
+    """
+    check_image(pixels, n_axes=2)
+    if not len(pixels):
+        raise DataError(
+            "no pixels to fit the value range on: wanted tissue. Check the tissue mask and "
+            "that the spots lie on the slide."
+        )
+    low, high = np.percentile(pixels, PERCENTILES, axis=0)
+    if (high - low).min() < MIN_RANGE:
+        ranges = ", ".join(f"{value:.0f}" for value in high - low)
+        raise DataError(
+            f"the image is nearly constant (ranges of its channels: {ranges} of 255): wanted "
+            f"stained tissue, {MIN_RANGE} grey levels in each channel at least. Check that "
+            f"the slide is the H&E scan and that it could be read in full."
+        )
+    return Calibration(
+        (float(low[0]), float(low[1]), float(low[2])),
+        (float(high[0]), float(high[1]), float(high[2])),
+    )
+
+
+def crop_stages(
+    stages: Sequence[Float[Tensor, "field _ _ _"]], index: int, height: int, width: int
+) -> tuple[Float[Tensor, "_ _ _"], ...]:
+    """The maps of one field without what its padding added."""
+    return tuple(
+        stage[index, :, : -(-height // 2**level), : -(-width // 2**level)].float()
+        for level, stage in enumerate(stages)
+    )
 
 
 def check_image(image: np.ndarray, n_axes: int) -> None:

@@ -151,14 +151,20 @@ class InstanSegNetwork(nn.Module):
             The five maps, and the stages of the encoder (32, 64, 128, 256 channels at stride
             1, 2, 4, 8).
         """
-        x = images.contiguous(memory_format=torch.channels_last)
-        stages = []
-        for stage in self.encoder:
-            x = stage(x)
-            stages.append(x)
+        stages = self.encode(images)
+        x = stages[-1]
         for stage, skip in zip(self.decoder, reversed(stages[:-1]), strict=True):
             x = stage(x, skip)
         return self.head(x), stages
+
+    def encode(self, images: Float[Tensor, "field 3 y x"]) -> list[Float[Tensor, "field _ _ _"]]:
+        """The stages of the encoder alone."""
+        x = images.contiguous(memory_format=torch.channels_last)
+        stages: list[Tensor] = []
+        for stage in self.encoder:
+            x = stage(x)
+            stages.append(x)
+        return stages
 
 
 def fold_batch_norm(state: Mapping[str, Tensor], prefix: str) -> tuple[Tensor, Tensor]:

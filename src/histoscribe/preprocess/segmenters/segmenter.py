@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int32, UInt8
+from jaxtyping import Float, Float32, Int32, UInt8
 from torch import Tensor
 
 
@@ -40,6 +40,18 @@ class Segmentation:
     maps: tuple[Float[Tensor, "_ _ _"], ...] = ()
 
 
+class NetworkOutput(NamedTuple):
+    """What a segmenter's network answers for one field.
+
+    Attributes:
+        heads: What nuclei are found in, on the CPU.
+        maps: As `Segmentation` has them.
+    """
+
+    heads: Float32[np.ndarray, "head y x"]
+    maps: tuple[Float[Tensor, "_ _ _"], ...]
+
+
 @runtime_checkable
 class Segmenter(Protocol):
     """Finds nuclei in fields that were read at its own `mpp`."""
@@ -62,6 +74,24 @@ class Segmenter(Protocol):
         self, images: UInt8[np.ndarray, "field y x 3"], calibration: Calibration
     ) -> list[Segmentation]:
         """Segment fields of one slide."""
+        ...
+
+
+@runtime_checkable
+class NetworkSegmenter(Segmenter, Protocol):
+    """A segmenter in two steps, so that its network sees the next fields meanwhile.
+
+    `segment` is `find_nuclei` of each that `run_network` answers.
+    """
+
+    def run_network(
+        self, images: UInt8[np.ndarray, "field y x 3"], calibration: Calibration
+    ) -> list[NetworkOutput]:
+        """What runs on the device."""
+        ...
+
+    def find_nuclei(self, output: NetworkOutput) -> Segmentation:
+        """What runs on the CPU, for one field; in any thread."""
         ...
 
 

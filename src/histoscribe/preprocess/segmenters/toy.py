@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
 from jaxtyping import UInt8
 from skimage import measure
+from torch import Tensor
 
 from histoscribe.errors import DataError
 from histoscribe.preprocess.segmenters.segmenter import (
@@ -43,8 +44,20 @@ class ToySegmenter:
             kept = np.bincount(labels.ravel()) >= MIN_AREA_PX
             kept[0] = False
             number = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
-            colour = torch.from_numpy(image).permute(2, 0, 1).float() / 255
-            coarse = F.avg_pool2d(colour[None], 2, ceil_mode=True)[0]
-            coarse = torch.cat([coarse, coarse.square()])
-            found.append(Segmentation(number[labels], (colour, coarse)))
+            found.append(Segmentation(number[labels], colour_maps(image)))
         return found
+
+    def encode(
+        self,
+        images: UInt8[np.ndarray, "field y x 3"],
+        calibration: Calibration,  # noqa: ARG002 - of the contract
+    ) -> list[tuple[Tensor, ...]]:
+        """The maps alone."""
+        return [colour_maps(image) for image in images]
+
+
+def colour_maps(image: UInt8[np.ndarray, "y x 3"]) -> tuple[Tensor, Tensor]:
+    """The three colours in 0 to 1; twice as coarse, with their squares."""
+    colour = torch.from_numpy(image).permute(2, 0, 1).float() / 255
+    coarse = F.avg_pool2d(colour[None], 2, ceil_mode=True)[0]
+    return colour, torch.cat([coarse, coarse.square()])
