@@ -133,7 +133,7 @@ def _as_asked(encoder_id: str) -> str:
         return f"{name}'"
     return (
         "vit:SOURCE', where SOURCE is the folder or hub id of "
-        f"{name.removeprefix('vit:')}, with the tile size and mpp of that id in prepare.vit"
+        f"{name.removeprefix('vit:')}, with the tile size and mpp of that id in prepare.view"
     )
 
 

@@ -11,9 +11,11 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from PIL import Image
 
 from histoscribe.app.cli import main
+from histoscribe.data.store import hash_file
 from histoscribe.data.toy import MPP, ToyWorld, toy_world
 
 SAMPLES = {"a1": "alice", "b1": "bob", "c1": "carol"}
@@ -112,3 +114,37 @@ def fitted(toy_files, tmp_path_factory) -> Path:
     assert main(["prepare", str(study), *TOY_PARTS, "--json"]) == 0
     assert main(["fit", str(study), "--test", "c1", *SMALL_FIT, "--json"]) == 0
     return study
+
+
+COHORT = ("s1", "s2", "s3", "s4", "s5", "s6")
+CROP_PX = (397, 341)
+
+
+@pytest.fixture(scope="session")
+def cohort_files(tmp_path_factory) -> Path:
+    """Six small slides without expression, and s3 a second time with a torn tile; read only."""
+    folder = tmp_path_factory.mktemp("cohort-files")
+    pixels = toy_world(5).slide.pixels
+    for number, sample in enumerate(COHORT):
+        x, y = 97 * number, 113 * number  # all within the tissue
+        crop = pixels[y : y + CROP_PX[1], x : x + CROP_PX[0]]
+        Image.fromarray(crop).save(folder / f"{sample}.png")
+        if sample == "s3":
+            tifffile.imwrite(folder / "torn.tif", crop, tile=(256, 256), compression="zlib")
+    with tifffile.TiffFile(folder / "torn.tif") as file:
+        place = file.pages[0].dataoffsets[1]
+    with (folder / "torn.tif").open("r+b") as stream:
+        stream.seek(place)
+        stream.write(b"\0" * 64)
+    rows = [row_of(sample, f"patient-{sample}", expression="", min_counts="") for sample in COHORT]
+    write_manifest(folder / "manifest.csv", rows)
+    torn = [{**row, "slide": "torn.tif"} if row["sample"] == "s3" else row for row in rows]
+    write_manifest(folder / "torn.csv", torn)
+    return folder
+
+
+def stores_of(study: Path) -> dict[str, str]:
+    """SHA-256 of every file below the samples of a study, locks left out."""
+    home = study / "samples"
+    files = (path for path in home.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(home)): hash_file(path) for path in sorted(files)}

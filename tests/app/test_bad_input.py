@@ -234,8 +234,9 @@ def test_an_unknown_segmenter_and_encoder(call, section, tmp_path):
     study = tmp_path / "study"
     assert call("ingest", section.write(), study).code == 0
     check(call("prepare", study, "--segmenter", "hovernet"), 2, ["'hovernet'", "instanseg"])
-    words = ("--segmenter", "toy", "--encoder", "uni")
-    check(call("prepare", study, *words), 2, ["'uni'", "instanseg", "vit"])
+    words = ("--segmenter", "toy", "--encoder")
+    check(call("prepare", study, *words, "unix"), 2, ["'unix'", "instanseg", "vit:", "uni:FILE"])
+    check(call("prepare", study, *words, "uni"), 2, ["'uni' wants a model", "uni:FILE"])
     check(call("prepare", study, "--sample", "C9"), 2, ["no sample 'C9'", "C7"])
 
 

@@ -94,21 +94,25 @@ def test_strips_that_would_mix_training_and_test_are_refused(wrong):
     ("assignment", "words"),
     [
         ("prepare.segmenter=hovernet", ["'hovernet'", "instanseg, threshold, toy"]),
-        ("prepare.encoder=uni", ["'uni'", "vit"]),
+        ("prepare.encoder=uni3", ["'uni3'", "vit"]),
+        ("prepare.encoder=uni", ["'uni:FILE'"]),
         ("prepare.encoder='vit:'", ["vit:FOLDER"]),
-        ("prepare.vit.mpp=0", ["prepare.vit.mpp = 0", "above 0"]),
-        ("prepare.vit.mpp=.nan", ["prepare.vit.mpp = nan"]),
-        ("prepare.vit.tile_um=-24", ["prepare.vit.tile_um = -24"]),
-        ("prepare.vit.tile_um=.inf", ["prepare.vit.tile_um = inf", "finite"]),
-        ("prepare.vit.tile_um=0.2", ["less than a pixel", "mpp = 0.5"]),
-        ("prepare.vit.input_px=0", ["prepare.vit.input_px = 0"]),
+        ("prepare.view.way=tiles", ["prepare.view.way = 'tiles'", "dense, tile"]),
+        ("prepare.view.pooling=max", ["prepare.view.pooling = 'max'", "cls+mean"]),
+        ("prepare.view.pooling=cls+mean", ["wants prepare.view.way = 'tile'"]),
+        ("prepare.view.mpp=0", ["prepare.view.mpp = 0", "above 0"]),
+        ("prepare.view.mpp=.nan", ["prepare.view.mpp = nan"]),
+        ("prepare.view.tile_um=-24", ["prepare.view.tile_um = -24"]),
+        ("prepare.view.tile_um=.inf", ["prepare.view.tile_um = inf", "finite"]),
+        ("prepare.view.input_px=0", ["prepare.view.input_px = 0"]),
+        ("prepare.view.field_um=0", ["prepare.view.field_um = 0", "above 0"]),
+        ("prepare.view.margin_um=-1", ["prepare.view.margin_um = -1", "0 µm or more"]),
         ("prepare.overlap_px=-16", ["overlap_px -16"]),
         ("prepare.overlap_px=512", ["overlap_px 512", "smaller than the field"]),
         ("prepare.field_px=0", ["field_px 0"]),
         ("prepare.field_px=500", ["multiples of 16"]),
         ("prepare.around_um=.nan", ["prepare.around_um = nan"]),
         ("prepare.tile_side_um=0", ["prepare.tile_side_um = 0"]),
-        ("prepare.fields_at_once=0", ["prepare.fields_at_once = 0", "1 or more"]),
         ("prepare.calibration_pixels=0", ["prepare.calibration_pixels = 0"]),
         ("prepare.seed=-1", ["prepare.seed = -1", "0 or more"]),
         ("bags.ring_um=.inf", ["ring_um = inf"]),
@@ -145,7 +149,7 @@ def test_a_setting_that_would_fail_late_is_refused_when_the_config_is_made(assig
 def test_settings_at_the_border_are_taken(tmp_path: Path):
     words = ["score.over=[]", "score.of=[model, training mean]", "fit.weight_decay=0"]
     words += ["model.width=60", "model.dropout=0", "fit.seed=4294967295", "prepare.overlap_px=496"]
-    config = load_config(None, [*words, "prepare.vit.tile_um=0.3"])
+    config = load_config(None, [*words, "prepare.view.tile_um=0.3", "prepare.view.margin_um=0"])
     assert (config.score.over, config.model) == ((), {"width": 60, "dropout": 0.0})
     (tmp_path / "all.yaml").write_text(to_yaml(values_of(config)))
     assert load_config(tmp_path / "all.yaml") == make_config(values_of(config))

@@ -3,7 +3,6 @@
 Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
 
-import errno
 import os
 import sys
 import tempfile
@@ -18,27 +17,14 @@ import typer
 from histoscribe import __version__
 from histoscribe.app import commands_machine, commands_study
 from histoscribe.app.console import Voice
-from histoscribe.errors import DataError, HistoscribeError, MissingExtra
+from histoscribe.app.faults import BUG, OUR_WORDS, in_our_words
+from histoscribe.errors import HistoscribeError
 
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports
 PIPE_CLOSED = 141  # 128 + SIGPIPE
-BUG = 70  # EX_SOFTWARE of sysexits.h
 
 UsageFault: type[Exception] = typer.BadParameter.__mro__[2]
 """ClickException: of click itself, or of the copy of click that newer versions of typer carry."""
-
-OUR_WORDS = {
-    errno.ENOSPC: "The disk is full",
-    errno.EDQUOT: "The disk quota is used up",
-    errno.EROFS: "The disk is read-only",
-    errno.EACCES: "Permission denied",
-    errno.EPERM: "Permission denied",
-    errno.ENOTDIR: "A folder is wanted, a file lies there",
-    errno.EEXIST: "A folder is wanted, a file lies there",
-    errno.EISDIR: "A file is wanted, a folder lies there",
-    errno.ENAMETOOLONG: "The name is too long",
-}
-WRONG_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
 
 app = typer.Typer(
     name="histoscribe",
@@ -85,8 +71,8 @@ def describe(
         histoscribe predict study/ --run first     expression of every region, or of every cell
 
     Exit codes: 0 done; 2 a wrong request; 3 data that do not hold up; 4 parts that do not
-    belong together; 5 something missing on this machine; 70 a bug of ours; 130 interrupted;
-    141 the reader of the output went away.
+    belong together; 5 something missing on this machine; 6 some samples of a cohort failed, the
+    others are done; 70 a bug of ours; 130 interrupted; 141 the reader of the output went away.
     """
 
 
@@ -110,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(args=words, prog_name="histoscribe", standalone_mode=False)
         sys.stdout.flush()
+        if code == INTERRUPTED:  # typer's answer to Ctrl-C
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except HistoscribeError as error:
         return _fail(voice, error, is_debug)
@@ -131,20 +119,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except Exception as error:  # noqa: BLE001 - the border: a bug must not look like a user's fault
         return _bug(voice, error, is_debug)
-
-
-def in_our_words(error: OSError) -> HistoscribeError:
-    """A full disk, a closed door: what the machine refuses, and what to do."""
-    reason = OUR_WORDS[error.errno or 0]
-    where = f" at {error.filename}" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return MissingExtra(
-            f"{reason}{where}. Make room or choose another folder; "
-            "nothing half-written was kept, and the same command goes on from there."
-        )
-    if error.errno in WRONG_PLACE:
-        return DataError(f"{reason}{where}. Give another path.")
-    return DataError(f"{reason}{where}. Check who may read and write there.")
 
 
 def _fail(voice: Voice, error: HistoscribeError, is_debug: bool) -> int:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from histoscribe.app.console import Voice
+from histoscribe.errors import ConfigError
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for machines.")]
 Config = Annotated[
@@ -27,37 +28,74 @@ weights_app = typer.Typer(
 def register(app: typer.Typer) -> None:
     """Hang the commands into the program."""
     app.command()(doctor)
+    app.command()(tissue)
     app.command()(config)
     app.add_typer(weights_app, name="weights")
 
 
 def doctor(
     slides: Annotated[
-        list[Path] | None, typer.Argument(help="Slides to look at, with the installation.")
+        list[Path] | None, typer.Argument(help="Slides, folders of slides, or a manifest.")
     ] = None,
     mpp: Annotated[float | None, typer.Option(help="µm per pixel, for slides without it.")] = None,
     json: Json = False,
 ) -> None:
-    """Look at the installation and, if given, at slides.
+    """Look at the installation and, if given, at slides: files, folders or a manifest.
 
     Leaves with 0 if all is usable (warnings included), with 3 if anything is bad.
 
         histoscribe doctor
 
-        histoscribe doctor slides/*.svs --mpp 0.25
+        histoscribe doctor slides/ --mpp 0.25
+
+        histoscribe doctor manifest.csv
     """
-    from histoscribe.app.doctor import examine_installation, examine_slide
+    from histoscribe.app.doctor import examine_installation
 
     voice = Voice(json)
     findings = examine_installation(Path())
-    for slide in slides or []:
-        findings += examine_slide(slide, mpp)
+    if slides:
+        from histoscribe.app.doctor_slides import examine_slide, find_patients
+
+        patients = find_patients(slides, mpp)
+        with voice.progress("slides") as advance:
+            for n_done, patient in enumerate(patients):
+                advance(n_done, len(patients))
+                findings += examine_slide(patient)
     rows = [(finding.what, finding.verdict, finding.text) for finding in findings]
     voice.table("doctor", ("what", "verdict", "found"), rows)
     keys = ("what", "verdict", "found")
     voice.result({"findings": [dict(zip(keys, row, strict=True)) for row in rows]})
     if any(finding.verdict == "bad" for finding in findings):
         raise typer.Exit(3)
+
+
+def tissue(
+    slide: Annotated[Path, typer.Argument(help="The slide.")],
+    out: Annotated[Path, typer.Argument(metavar="MASK", help="The GeoJSON to write.")],
+    mpp: Annotated[float | None, typer.Option(help="µm per pixel, if the file lacks it.")] = None,
+    json: Json = False,
+) -> None:
+    """Write where the tissue is, and what spoils it, as GeoJSON to look at and to edit.
+
+        histoscribe tissue slides/S1.svs S1-tissue.geojson
+
+    Open it in QuPath over the slide, change it, and name it in the column `tissue` of the manifest.
+    """
+    from histoscribe.preprocess.artefacts import describe_artefacts, find_artefacts
+    from histoscribe.preprocess.mask_geojson import write_mask
+    from histoscribe.preprocess.tissue import tissue_mask
+    from histoscribe.slides.open import open_slide
+
+    voice = Voice(json)
+    if out.exists():
+        raise ConfigError(f"{out} exists, and may be edited by hand; name another file")
+    opened = open_slide(slide, mpp=mpp)
+    mask = tissue_mask(opened)
+    found = describe_artefacts(find_artefacts(opened, mask))
+    write_mask(mask, out, opened.mpp)
+    voice.say(f"{mask.area_mm2:.2f} mm² of tissue; {found}")
+    voice.result({"mask": str(out), "tissue_mm2": mask.area_mm2, "artefacts": found})
 
 
 def config(config: Config = None, set: Set = None, json: Json = False) -> None:

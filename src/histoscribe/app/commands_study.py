@@ -80,6 +80,15 @@ def prepare(
         bool | None, typer.Option("--around-regions", help="Only where there are spots.")
     ] = None,
     sample: Samples = None,
+    workers: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler of a cluster.")
+    ] = None,
+    memory: Annotated[float, typer.Option(metavar="GB", help="What one sample may take.")] = 4.0,
+    retries: Annotated[int, typer.Option(help="Further attempts after a fault that may pass.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of each worker; by default cores / workers.")
+    ] = None,
     config: Config = None,
     set: Set = None,
     json: Json = False,
@@ -88,20 +97,34 @@ def prepare(
 
         histoscribe prepare study/ --around-regions
 
-    Can be interrupted and started again: finished samples are kept, changed files are refused.
+        histoscribe prepare study/ --workers 4
+
+        histoscribe prepare study/ --scheduler tcp://node1:8786
+
+    A sample that fails stops no other; study/prepare-summary.html says what became of each.
+    Can be interrupted and started again: what is finished is kept, changed files are refused.
     """
+    from histoscribe.app.cohort import CohortConfig, CohortError
+    from histoscribe.app.cohort_report import as_records
     from histoscribe.app.config import load_config
     from histoscribe.app.prepare import prepare_study
     from histoscribe.app.study import open_study
 
     voice = Voice(json)
+    cohort = CohortConfig(workers, scheduler, memory, retries, threads)
     opened = open_study(study)
     flags = {"segmenter": segmenter, "encoder": encoder, "around_regions": around_regions}
     settings = load_config(config, set or [], {"prepare": flags})
-    with opened.lock():
-        records = prepare_study(opened, settings.prepare, sample or [], voice)
+    try:
+        with opened.lock():
+            records = prepare_study(opened, settings.prepare, sample or [], voice, cohort)
+    except CohortError as error:
+        samples = as_records(opened, error.records)
+        voice.say(f"summary: {opened.folder / 'prepare-summary.html'}")
+        voice.fault("CohortError", str(error), error.exit_code, study=str(study), samples=samples)
+        raise typer.Exit(error.exit_code) from None
     voice.say(f"Next: histoscribe fit {study}")
-    voice.result({"study": str(study), "samples": records})
+    voice.result({"study": str(study), "samples": as_records(opened, records)})
 
 
 def fit(

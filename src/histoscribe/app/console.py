@@ -13,6 +13,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -22,6 +23,9 @@ from rich.text import Text
 
 Advance = Callable[[int, int], None]
 """Called with (done, total)."""
+
+Bars = Callable[[str, int | None, int | None], None]
+"""Called with (name, done, total); its bar goes where nothing is known of it any more."""
 
 
 class Voice:
@@ -68,15 +72,42 @@ class Voice:
             sys.stdout.write(json.dumps(record, default=str, sort_keys=True) + "\n")
             sys.stdout.flush()
 
-    def fault(self, kind: str, message: str, exit_code: int) -> None:
+    def fault(self, kind: str, message: str, exit_code: int, **facts: object) -> None:
         """The one clear message of a failure: for people on stderr, for machines on stdout too."""
         self._people.print(f"{kind}: ", style="bold red", end="")
         self._people.print(message, markup=False, soft_wrap=True)
-        self.result({"error": kind, "message": message, "exit_code": exit_code})
+        self.result({**facts, "error": kind, "message": message, "exit_code": exit_code})
 
     @contextmanager
     def progress(self, text: str) -> Iterator[Advance]:
         """A bar with the time left; silent for machines and where nobody watches."""
+        with self._new_bars() as bar:
+            task = bar.add_task(escape(text), total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody sees a bar."""
+        return self._people.is_terminal and not self.is_json
+
+    @contextmanager
+    def bars(self) -> Iterator[Bars]:
+        """A bar for each of many things, while something is known of it."""
+        with self._new_bars() as shown:
+            task_of: dict[str, TaskID] = {}
+
+            def show(name: str, done: int | None, total: int | None) -> None:
+                if total is None:
+                    if name in task_of:
+                        shown.remove_task(task_of.pop(name))
+                    return
+                if name not in task_of:
+                    task_of[name] = shown.add_task(escape(name), total=None)
+                shown.update(task_of[name], completed=done, total=total)
+
+            yield show
+
+    def _new_bars(self) -> Progress:
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -86,7 +117,4 @@ class Voice:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        is_silent = self.is_json or not self._people.is_terminal
-        with Progress(*columns, console=self._people, transient=True, disable=is_silent) as bar:
-            task = bar.add_task(escape(text), total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return Progress(*columns, console=self._people, transient=True, disable=not self.is_watched)

@@ -10,7 +10,8 @@ from histoscribe.app.runs import Outcome, evaluate_run, fit_run
 from histoscribe.app.study import open_study
 from histoscribe.demo_data.folder import demo_folder
 from histoscribe.errors import ConfigError, MissingExtra
-from histoscribe.preprocess.weights import WEIGHTS, fetch
+from histoscribe.preprocess.segmenters.instanseg import NAME as INSTANSEG
+from histoscribe.preprocess.weights import fetch
 from histoscribe.readers.manifest import read_manifest
 
 RUN = "demo"
@@ -56,8 +57,7 @@ def check_is_ours(out: Path, ours: set[str]) -> None:
 def choose_segmenter(voice: Voice) -> str:
     """InstanSeg if its weights are there or can be brought, else the classical one, said aloud."""
     try:
-        for name in WEIGHTS:
-            fetch(name)
+        fetch(INSTANSEG)
     except MissingExtra as fault:
         voice.warn(
             f"{fault} The demo goes on with the classical segmenter 'threshold' and colour "

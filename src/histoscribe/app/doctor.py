@@ -1,4 +1,4 @@
-"""The doctor: is this machine fit, and are these slides?"""
+"""The doctor of the machine: is it fit? `doctor_slides` looks at slides."""
 
 import importlib.metadata
 import importlib.util
@@ -12,16 +12,11 @@ from typing import Literal
 import torch
 
 from histoscribe import __version__
-from histoscribe.errors import HistoscribeError
-from histoscribe.preprocess.tissue import tissue_mask
 from histoscribe.preprocess.weights import default_cache, list_weights
-from histoscribe.slides.open import open_slide
 
 Verdict = Literal["good", "warning", "bad"]
 
 NEEDED_GB = 2.0  # a study of a few sections with its features
-SECONDS_PER_MM2 = 25.0  # InstanSeg with features on two CPU cores, benchmarks/RESULTS.md
-MPP_OF_SCANNERS = (0.1, 1.1)  # 100x to about 10x: outside is possible, but worth a second look
 
 
 @dataclass(frozen=True)
@@ -53,48 +48,6 @@ def examine_installation(folder: Path) -> list[Finding]:
         *_examine_weights(),
         _examine_disk(folder),
     ]
-
-
-def examine_slide(path: Path, mpp: float | None) -> list[Finding]:
-    """Whether a slide can be read, at which scale, how much tissue it has and what it will cost.
-
-    Never raises for a bad slide: the fault becomes a finding, so that the others are looked at.
-    """
-    try:
-        slide = open_slide(path, mpp=mpp)
-        width_um, height_um = (
-            side * scale for side, scale in zip(slide.size_px, slide.mpp, strict=True)
-        )
-        area_mm2 = tissue_mask(slide).area_mm2
-    except HistoscribeError as fault:
-        return [Finding(path.name, "bad", str(fault))]
-    except OSError as fault:
-        return [Finding(path.name, "bad", f"cannot be read: {fault}")]
-    size = (
-        f"{slide.size_px[0]} x {slide.size_px[1]} px at {slide.mpp[0]:.4g} µm/px = "
-        f"{width_um / 1000:.2f} x {height_um / 1000:.2f} mm"
-    )
-    minutes = area_mm2 * SECONDS_PER_MM2 / 60
-    findings = [
-        Finding(path.name, "good", size),
-        Finding(
-            path.name,
-            "good" if area_mm2 > 0 else "warning",
-            f"{area_mm2:.2f} mm² of tissue; about {max(1, round(minutes))} min to prepare whole "
-            "on two CPU cores",
-        ),
-    ]
-    low, high = MPP_OF_SCANNERS
-    if not all(low <= scale <= high for scale in slide.mpp):
-        findings.append(
-            Finding(
-                path.name,
-                "warning",
-                f"{slide.mpp[0]:.4g} µm/px is unusual for a scanner ({low}-{high}); if it is "
-                "wrong, every distance is: give the right one with --mpp",
-            )
-        )
-    return findings
 
 
 def _examine_accelerator() -> Finding:

@@ -1,58 +1,75 @@
 """Prepare: the nuclei and tiles of every sample of a study, each made once."""
 
-import time
 from collections.abc import Sequence
-from typing import Any
+from contextlib import ExitStack
 
+from histoscribe.app.cohort import (
+    CohortConfig,
+    SampleRecord,
+    SampleTask,
+    name_run,
+    raise_failures,
+    run_cohort,
+)
+from histoscribe.app.cohort_report import write_summary
 from histoscribe.app.console import Voice
-from histoscribe.app.study import Sample, Study, write_json
+from histoscribe.app.prepare_sample import check_parts, prepare_sample, read_measured
+from histoscribe.app.study import Sample, Study
+from histoscribe.app.watch import watch
+from histoscribe.app.workers import open_workers
 from histoscribe.data.cells import Cells
 from histoscribe.data.regions import Regions
-from histoscribe.data.store import (
-    is_current,
-    read_cells,
-    read_regions,
-    read_tiles,
-    write_cells,
-    write_tiles,
-)
+from histoscribe.data.store import read_cells, read_tiles
 from histoscribe.errors import DataError, MismatchError
-from histoscribe.preprocess.preparation import (
-    CENTRES,
-    PrepareConfig,
-    hash_centres,
-    plan_preparation,
-)
-from histoscribe.preprocess.run import carry_out
-from histoscribe.slides.open import open_slide
+from histoscribe.preprocess.budget import Budget
+from histoscribe.preprocess.preparation import CENTRES, PrepareConfig, hash_centres
 from histoscribe.train.assemble import SlideData
 
 
 def prepare_study(
-    study: Study, config: PrepareConfig, names: Sequence[str], voice: Voice
-) -> list[dict[str, Any]]:
+    study: Study,
+    config: PrepareConfig,
+    names: Sequence[str],
+    voice: Voice,
+    cohort: CohortConfig = CohortConfig(),  # noqa: B008 - frozen
+) -> list[SampleRecord]:
     """Segment and describe samples; those that are stored from the same input are kept.
 
+    A sample that fails stops no other. Whatever happens, prepare-summary.* in the study says what
+    became of each.
+
     Args:
-        study: The study.
+        study: The study, locked by the caller.
         config: How.
         names: Samples; all if empty.
         voice: Told what happens.
+        cohort: On what.
 
     Returns:
-        One record a sample: name, nuclei, area, whether it was made now.
+        What became of each sample, in the order of the study.
 
     Raises:
-        MismatchError: A file is no longer the one that was ingested.
-        DataError, ConfigError, MissingExtra: As `prepare_slide`.
+        ConfigError, MissingExtra: Settings, weights or workers without which no sample can be
+            prepared; none was begun.
+        CohortError: Some of several samples failed.
+        HistoscribeError: The only sample failed.
     """
     samples = [study.find(name) for name in names] or list(study.samples)
-    return [_prepare_sample(study, sample, config, voice) for sample in samples]
-
-
-def read_measured(study: Study, sample: Sample) -> Regions | None:
-    """The regions of a sample, or None where nothing was measured."""
-    return read_regions(study.folder_of(sample)) if sample.expression else None
+    wanted = {sample.sample for sample in samples}  # one asked for twice is done once
+    tasks = _tasks(study, [one for one in study.samples if one.sample in wanted], config, cohort)
+    records = {t.sample.sample: SampleRecord(t.sample.sample, "not tried", {}) for t in tasks}
+    with ExitStack() as stack:
+        workers = stack.enter_context(open_workers(cohort, study.folder.resolve(), voice.say))
+        workers.call(check_parts, config)
+        stack.enter_context(watch(tasks, voice))
+        write_summary(study, records, is_finished=False)
+        for record in run_cohort(workers, prepare_sample, tasks):
+            records[record.sample] = record
+            _tell(study, record, voice)
+            write_summary(study, records, is_finished=False)
+    write_summary(study, records, is_finished=True)
+    raise_failures(list(records.values()))
+    return list(records.values())
 
 
 def load_slide(study: Study, sample: Sample) -> SlideData:
@@ -105,38 +122,46 @@ def _what_changed(sample: Sample, cells: Cells, regions: Regions) -> str:
     return ""
 
 
-def _prepare_sample(
-    study: Study, sample: Sample, config: PrepareConfig, voice: Voice
-) -> dict[str, Any]:
-    study.check_inputs(sample)
-    slide = open_slide(study.path_of(sample.slide), mpp=sample.mpp, slide_id=sample.sample)
-    home = study.folder_of(sample)
-    preparation = plan_preparation(slide, read_measured(study, sample), config)
-    record_path = home / "prepare.json"
-    is_stored = all(is_current(home, noun, preparation.provenance) for noun in ("cells", "tiles"))
-    if is_stored and record_path.exists():
-        record = study.prepared_record(sample) or {}
-        voice.say(f"{sample.sample}: {record.get('n_nuclei', '?')} nuclei, as stored")
-        return {**record, "is_new": False}
-    started = time.monotonic()
-    with voice.progress(f"{sample.sample}: nuclei") as advance:
-        cells, tiles = carry_out(preparation, lambda done, total, _: advance(done, total))
-    write_cells(cells, home)
-    write_tiles(tiles, home)
-    record = {
-        "sample": sample.sample,
-        "key": preparation.provenance.key,
-        "n_nuclei": len(cells),
-        "n_tiles": len(tiles),
-        "tissue_mm2": round(preparation.searched_mm2, 4),
-        "encoder_id": cells.encoder_id,
-        "segmenter_id": cells.segmenter_id,
-    }
-    write_json(record_path, record)
-    seconds = time.monotonic() - started
-    study.log("prepare", sample=sample.sample, seconds=round(seconds, 1), n_nuclei=len(cells))
-    voice.say(
-        f"{sample.sample}: {len(cells):,} nuclei in {preparation.searched_mm2:.2f} mm² of tissue "
-        f"by {cells.segmenter_id}, {seconds:.0f} s"
+def _tasks(
+    study: Study, samples: Sequence[Sample], config: PrepareConfig, cohort: CohortConfig
+) -> list[SampleTask]:
+    run, folder = name_run(), study.folder.resolve()
+    return [
+        SampleTask(
+            folder=folder,
+            sample=sample,
+            config=config,
+            run=run,
+            attempts=1 + cohort.retries,
+            budget=Budget(cohort.memory_gb, cohort.threads_each),
+        )
+        for sample in samples
+    ]
+
+
+def _tell(study: Study, record: SampleRecord, voice: Voice) -> None:
+    """One line for people, and one in the log unless nothing was done."""
+    stored, fault = record.stored, record.fault
+    if fault is not None:
+        facts = {"kind": fault.kind, "message": fault.message}
+        study.log("prepare", sample=record.sample, state="failed", attempt=record.attempts, **facts)
+        voice.warn(f"{record.sample} failed: {fault.kind}: {fault.message}")
+        return
+    if record.state == "kept":
+        voice.say(f"{record.sample}: {stored.get('n_nuclei', '?')} nuclei, as stored")
+        return
+    seconds = record.seconds or 0.0
+    study.log(
+        "prepare",
+        sample=record.sample,
+        seconds=round(seconds, 1),
+        n_nuclei=stored["n_nuclei"],
+        attempt=record.attempts,
+        stages=record.stages,
     )
-    return {**record, "is_new": True}
+    voice.say(
+        f"{record.sample}: {stored['n_nuclei']:,} nuclei in {stored['tissue_mm2']:.2f} mm² of "
+        f"tissue by {stored['segmenter_id']}, {seconds:.0f} s"
+    )
+    for note in record.notes:
+        voice.say(f"{record.sample}: {note}")

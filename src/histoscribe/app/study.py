@@ -24,6 +24,7 @@ from typing import Any
 from histoscribe import __version__
 from histoscribe.data.atomic import hash_file
 from histoscribe.errors import ConfigError, DataError, MismatchError
+from histoscribe.readers.nuclei_config import NucleiFormat
 from histoscribe.slides.open import hash_slide_file
 
 FORMAT = 1
@@ -64,7 +65,7 @@ class Sample:
     report: Mapping[str, Any]
     tissue: str | None = None
     nuclei: str | None = None
-    nuclei_format: str | None = None
+    nuclei_format: NucleiFormat | None = None
     nuclei_mpp: float | None = None
 
 
