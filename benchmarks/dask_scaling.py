@@ -36,6 +36,7 @@ def cluster(folder: Path, cores: list[int]) -> Iterator[str]:
     environment = {**os.environ}
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         environment[name] = "1"
+    environment["DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON"] = "{'MALLOC_TRIM_THRESHOLD_': None}"
     running: list[subprocess.Popen[bytes]] = []
 
     def launch(*words: object, core: int | None = None) -> None:

@@ -190,8 +190,9 @@ def kill_at_random(trial: Trial, n_kills: int, per_study: int, rng: np.random.Ge
         trial.begin()
         n_before = len(trial.kills)
         while len(trial.kills) < min(n_kills, n_before + per_study):
-            if not trial.kill(rng.uniform(0, trial.seconds)):
-                break  # it was done: its bytes are compared, and the next study begun
+            is_killed = trial.kill(rng.uniform(0, trial.seconds))
+            if not is_killed or trial.kills[-1].n_done == N_SLIDES:
+                break  # all is done: its bytes are compared, and the next study begun
         if len(trial.kills) > n_before:
             trial.compare()
             print(f"{len(trial.kills)} kills, {trial.n_same} studies the same", flush=True)

@@ -14,7 +14,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def test_three_kills_leave_the_bytes_of_an_unbroken_run(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     kill_test = importlib.import_module("kill_test")
-    words = ["--segmenter", "toy", "--encoder", "toy", "--kills", "3", "--least", "0"]
+    words = ["--segmenter", "threshold", "--encoder", "toy", "--kills", "3", "--least", "0"]
     assert kill_test.main(["--study", str(tmp_path / "kills"), *words]) == 0, (
         capsys.readouterr().out
     )

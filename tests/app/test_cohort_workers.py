@@ -146,6 +146,7 @@ def test_threads_are_pinned(monkeypatch):
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             assert workers.call(os.environ.get, name) == "1"
         assert workers.call(torch.get_num_threads) == 1
+        assert workers.call(os.environ.get, "MALLOC_TRIM_THRESHOLD_") is None
     assert os.environ["OMP_NUM_THREADS"] == "7"
     before = torch.get_num_threads()
     with use_threads(before + 1):
@@ -182,20 +183,25 @@ def scheduler_words(tmp_path: Path) -> tuple[object, ...]:
             "--scheduler-file", file)  # fmt: skip
 
 
-def test_workers_of_a_scheduler_give_the_same_bytes(alone, fresh, tmp_path, dask):
+def test_workers_of_a_scheduler_give_the_same_bytes(alone, fresh, tmp_path, dask, monkeypatch):
     address = dask(*scheduler_words(tmp_path))
     process = start("prepare", fresh, *TOY_PARTS, "--scheduler", address)
     assert process.stdout is not None
     assert process.stdout.readline() == "Waiting for a worker of the cluster ...\n"
+    trim = "{'MALLOC_TRIM_THRESHOLD_': None}"
+    monkeypatch.setenv("DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON", trim)
     for _ in range(2):
         dask("worker", address, "--nthreads", 1, "--no-dashboard")
     said, _ = process.communicate(timeout=3 * WAIT_S)
     assert process.returncode == 0, said
+    assert "slowed down" not in said
     assert stores_of(fresh) == stores_of(alone)
+    monkeypatch.delenv("DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON")
     dask("worker", address, "--nthreads", 3, "--no-dashboard", "--name", "wide")
     wait_for(lambda: 3 in n_threads_at(address))
     said = run("prepare", fresh, *TOY_PARTS, "--scheduler", address, code=2)
     assert "takes 3 tasks at a time" in said
+    assert "slowed down by Dask's own MALLOC_TRIM_THRESHOLD_" in said
     assert "--nthreads 1" in said
 
 

@@ -13,6 +13,7 @@ from histoscribe.preprocess.features import (
     pool_nuclei,
     pool_squares,
     pool_squares_by_area,
+    pool_windows,
     stride_of,
 )
 
@@ -192,3 +193,19 @@ def test_squares_off_the_map_s_borders_count_vectors_by_their_area() -> None:
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-3)
     with pytest.raises(ConfigError, match="more margin"):
         pool_squares_by_area(FeatureMap(level, (7.0, 5.0), 10.0), np.array([[72.0, 5.0]]), 26.0)
+
+
+def test_windows_are_the_squares_of_the_lattice_anywhere() -> None:
+    generator = np.random.default_rng(7)
+    values = torch.from_numpy(generator.normal(3, 1, (5, 13, 17)).astype(np.float32))
+    level = FeatureMap(values, (11.0, -4.0), 8.0)
+    corner = np.array([11.0, -4.0]) + generator.uniform(0, 1, (23, 2)) * [17 * 8 - 24, 13 * 8 - 24]
+    found = pool_windows(level, corner + 12, 24.0)
+    wanted = np.concatenate([pool_squares_by_area(level, one[None], 24.0) for one in corner])
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+def test_a_window_beyond_the_map_is_refused() -> None:
+    level = FeatureMap(torch.ones(2, 5, 5), (0.0, 0.0), 8.0)
+    with pytest.raises(ConfigError, match="window_um"):
+        pool_windows(level, np.array([[5.0, 20.0]]), 24.0)

@@ -92,8 +92,9 @@ def tissue(
         raise ConfigError(f"{out} exists, and may be edited by hand; name another file")
     opened = open_slide(slide, mpp=mpp)
     mask = tissue_mask(opened)
-    found = describe_artefacts(find_artefacts(opened, mask))
-    write_mask(mask, out, opened.mpp)
+    artefacts = find_artefacts(opened, mask)
+    write_mask(mask, out, opened.mpp, artefacts)
+    found = describe_artefacts(artefacts)
     voice.say(f"{mask.area_mm2:.2f} mm² of tissue; {found}")
     voice.result({"mask": str(out), "tissue_mm2": mask.area_mm2, "artefacts": found})
 

@@ -39,6 +39,7 @@ SPOILT = 0.1  # share of tissue under ink or out of focus that is worth a word
 N_WINDOWS, WINDOW_UM = 6, 200.0  # some hundred nuclei
 FEW_NUCLEI = 30
 CALIBRATION_PIXELS = 20_000
+FEW_PER_MM2 = 800.0  # breast, brain, skin and lung have 1,500 to 6,000
 USUAL_UM2 = (20.0, 100.0)  # medians of human and mouse tissue; beyond, the mpp deserves a look
 
 
@@ -205,8 +206,21 @@ def _ask_nuclei(name: str, slide: Slide, segmenter: Segmenter, seen: Survey) -> 
     check_size(slide.slide_id, median)
     low, high = USUAL_UM2
     factor = (median / USUAL_AREA_UM2) ** 0.5
+    per_mm2 = len(area_um2) / (len(areas) * WINDOW_UM**2 / 1e6)
+    if per_mm2 < FEW_PER_MM2:
+        yield Finding(
+            name,
+            "warning",
+            f"only {per_mm2:.0f} nuclei per mm² of tissue, {FEW_PER_MM2:g} and more are usual: fat "
+            "or necrosis, or an mpp that is too small; look, and give the right one with --mpp",
+        )
+    elif low <= median <= high:
+        yield Finding(
+            name,
+            "good",
+            f"nuclei of {median:.0f} µm² (median), {per_mm2:.0f} per mm², agree with the scale",
+        )
     if low <= median <= high:
-        yield Finding(name, "good", f"nuclei of {median:.0f} µm² (median) agree with the scale")
         return
     yield Finding(
         name,

@@ -16,9 +16,9 @@ from histoscribe.types import Box
 SMOOTHING_UM = 16.0  # two nuclei: colour of a place, not of a nucleus
 COARSEST_UM = 16.0  # a mask that is coarser does not show a fold of 40 µm
 
-# Colour. Natural optical densities; "H&E reaches" is the 99.9 % point over the tissue of 7 slides
-# and 6 tiles from 5 laboratories, haematoxylin alone being (.65, .70, .29) in Ruifrok & Johnston
-# 2001. Felt pens leave lines of 0.4 mm and more.
+# Colour. Natural optical densities; "H&E reaches" is the 99.9 % point over the tissue of 6 slides
+# and 6 tiles (her2st, CMU-1, TCGA), haematoxylin alone being (.65, .70, .29) in Ruifrok &
+# Johnston 2001. Felt pens leave lines of 0.4 mm and more.
 GREEN_RED_ABOVE_GREEN = 0.25  # H&E reaches 0.11: both dyes take green first
 BLUE_SHARE_OF_RED = 0.40  # H&E goes down to 0.48 (haematoxylin: 0.45)
 BLUE_LEAST_RED = 0.7  # paler: bluish glass

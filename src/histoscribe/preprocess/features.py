@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
 from jaxtyping import Float, Float32, Float64, Int, Int32, Int64, UInt8
 from scipy import sparse
 from torch import Tensor
@@ -241,6 +242,73 @@ def pool_squares_by_area(
     deviation = (square - mean.square()).clamp_min_(0).sqrt_()
     pooled = torch.cat([mean + middle, deviation]).float().cpu().numpy()
     return np.ascontiguousarray(pooled[:, place[1], place[0]].T)
+
+
+def pool_windows(
+    level: FeatureMap,
+    centre_um: Float[np.ndarray, "window 2"],
+    side_um: float,
+) -> Float32[np.ndarray, "window feature"]:
+    """Mean and standard deviation of a map over a square round each point.
+
+    As `pool_squares_by_area`, for squares anywhere: each is four looks into a table of sums. The
+    table is linear between its entries where the map is constant, which it is within a vector's
+    own square, so that fractions of vectors count by their area.
+
+    Args:
+        level: The map.
+        centre_um: Centres (x, y) on the slide.
+        side_um: Side of the squares.
+
+    Returns:
+        The means of all channels, then their standard deviations.
+
+    Raises:
+        ConfigError: A square reaches beyond the map.
+    """
+    n_channels = level.values.shape[0]
+    if not len(centre_um):
+        return np.zeros((0, 2 * n_channels), np.float32)
+    first = (centre_um - side_um / 2 - np.array(level.corner_um)) / level.step_um
+    limit = np.array(level.values.shape[:0:-1])
+    if np.any(first < -EDGE_PX) or np.any(first + side_um / level.step_um > limit + EDGE_PX):
+        raise ConfigError(
+            f"windows of {side_um:g} µm leave the field; give a smaller prepare.view.window_um, or "
+            "a larger prepare.overlap_px or prepare.view.margin_um"
+        )
+    low = torch.from_numpy(first.clip(0)).to(level.values.device)
+    high = torch.from_numpy((first + side_um / level.step_um).clip(max=limit)).to(low)
+    middle = level.values.mean(dim=(1, 2), keepdim=True)
+    centred = (level.values - middle).double()
+    n_vectors = (high - low).prod(dim=1)
+    mean = _sum_within(centred, low, high) / n_vectors
+    square = _sum_within(centred.square_(), low, high) / n_vectors
+    deviation = (square - mean.square()).clamp_min_(0).sqrt_()
+    pooled = torch.cat([mean + middle[:, 0].double(), deviation])
+    return np.ascontiguousarray(pooled.T.float().cpu().numpy())
+
+
+def _sum_within(
+    values: Float[Tensor, "d my mx"],
+    low: Float[Tensor, "window 2"],
+    high: Float[Tensor, "window 2"],
+) -> Float[Tensor, "d window"]:
+    table = F.pad(values.cumsum(1).cumsum(2), (1, 0, 1, 0))
+
+    def up_to(x: Tensor, y: Tensor) -> Tensor:
+        column = x.floor().long().clamp(0, values.shape[2] - 1)
+        row = y.floor().long().clamp(0, values.shape[1] - 1)
+        right, down = x - column, y - row
+        above = table[:, row, column] * (1 - right) + table[:, row, column + 1] * right
+        below = table[:, row + 1, column] * (1 - right) + table[:, row + 1, column + 1] * right
+        return above * (1 - down) + below * down
+
+    return (
+        up_to(high[:, 0], high[:, 1])
+        - up_to(low[:, 0], high[:, 1])
+        - up_to(high[:, 0], low[:, 1])
+        + up_to(low[:, 0], low[:, 1])
+    )
 
 
 def share_of_cells(

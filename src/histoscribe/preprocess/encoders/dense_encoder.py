@@ -24,7 +24,12 @@ from histoscribe.preprocess.encoders.encoder import (
 from histoscribe.preprocess.encoders.passes import fit_calibration, look_at, pooling_of
 from histoscribe.preprocess.encoders.patch_network import PatchNetwork
 from histoscribe.preprocess.encoders.view import ViewConfig
-from histoscribe.preprocess.features import FeatureMap, pool_interpolated, pool_squares_by_area
+from histoscribe.preprocess.features import (
+    FeatureMap,
+    pool_interpolated,
+    pool_squares_by_area,
+    pool_windows,
+)
 from histoscribe.preprocess.fields import FieldPlan
 from histoscribe.preprocess.nuclei import Found
 from histoscribe.preprocess.segmenters.segmenter import Calibration
@@ -59,7 +64,7 @@ class DenseEncoder:
         self.identity = EncoderIdentity(
             f"{name}-{view.field_um:g}+{view.margin_um:g}um",
             facts.weights_sha256[:12],
-            "nucleus-mean-std" if self.with_deviation else "nucleus-mean",
+            f"{view.pooled}-mean-std" if self.with_deviation else f"{view.pooled}-mean",
             0.0,
             view.mpp or facts.native_mpp,
             facts.n_channels * (2 if self.with_deviation else 1),
@@ -139,7 +144,8 @@ class DenseEncoder:
             level = FeatureMap(join_pieces(parts, sight, patch_px), (x, y), patch_px * sight.mpp)
             box = plan.box(pixels.field)
             corner_um = (box.x_um, box.y_um)
-            looks.append(DenseLook(level, corner_um, plan.mpp, self.with_deviation))
+            window_um = self.view.window_um
+            looks.append(DenseLook(level, corner_um, plan.mpp, self.with_deviation, window_um))
         return looks
 
 
@@ -151,9 +157,13 @@ class DenseLook:
     corner_um: tuple[float, float]
     field_mpp: float
     with_deviation: bool
+    window_um: float | None
 
     def of_nuclei(self, found: Found) -> Described:
-        """Mean over each nucleus' pixels of the interpolated map."""
+        """Mean over each nucleus' pixels of the interpolated map, or over its window."""
+        if self.window_um is not None:
+            pooled = pool_windows(self.level, found.xy_um, self.window_um)
+            return Described(pooled if self.with_deviation else np.split(pooled, 2, axis=1)[0])
         return Described(
             pool_interpolated(
                 self.level,

@@ -21,4 +21,5 @@ def load_instanseg_maps(view: ViewConfig) -> MapEncoder:
         weights.find_source(instanseg.NAME).licence,
         instanseg.load_instanseg,
         instanseg.fit_range,
+        window_um=view.window_um,
     )

@@ -19,7 +19,13 @@ from histoscribe.preprocess.encoders.encoder import (
     Squares,
 )
 from histoscribe.preprocess.encoders.view import ViewConfig
-from histoscribe.preprocess.features import pool_nuclei, pool_squares
+from histoscribe.preprocess.features import (
+    FeatureMap,
+    pool_nuclei,
+    pool_squares,
+    pool_windows,
+    stride_of,
+)
 from histoscribe.preprocess.fields import FieldPlan
 from histoscribe.preprocess.nuclei import Found
 from histoscribe.preprocess.segmenters.segmenter import Calibration
@@ -41,12 +47,23 @@ class MapLook:
     """The maps of one field, every pixel of a nucleus with the map's pixel over it."""
 
     maps: Maps
+    corner_um: tuple[float, float]
+    mpp: float
     field_px: int
     n_features: int
+    window_um: float | None
 
     def of_nuclei(self, found: Found) -> Described:
-        """Mean of each map over each nucleus, then the deviations if they are asked for."""
-        return Described(pool_nuclei(self.maps, found.labels)[:, : self.n_features])
+        """Mean of each map over each nucleus or its window, then the deviations if asked for."""
+        if self.window_um is None:
+            return Described(pool_nuclei(self.maps, found.labels)[:, : self.n_features])
+        shape = (self.field_px, self.field_px)
+        levels = [
+            FeatureMap(one, self.corner_um, stride_of(one, shape) * self.mpp) for one in self.maps
+        ]
+        pooled = [pool_windows(level, found.xy_um, self.window_um) for level in levels]
+        means, deviations = zip(*(np.split(one, 2, axis=1) for one in pooled), strict=True)
+        return Described(np.concatenate(means + deviations, axis=1)[:, : self.n_features])
 
     def of_squares(self, squares: Squares) -> Float32[np.ndarray, "square feature"]:
         """Mean of each map over each square, then the deviations."""
@@ -65,6 +82,7 @@ class MapEncoder:
         load: Brings the network where another segmenter finds the nuclei.
         fit_range: Fits its value range on a slide's tissue pixels.
         calibration: Of the slide.
+        window_um: Side of the square round a nucleus that is pooled, or None for the nucleus.
     """
 
     identity: EncoderIdentity
@@ -72,6 +90,7 @@ class MapEncoder:
     load: Callable[[], MapSource]
     fit_range: Callable[[UInt8[np.ndarray, "pixel 3"]], Calibration]
     calibration: Calibration | None = None
+    window_um: float | None = None
 
     def calibrated(self, pixels: UInt8[np.ndarray, "pixel 3"]) -> "MapEncoder":
         """With the slide's value range."""
@@ -99,7 +118,15 @@ class MapEncoder:
     ) -> list[MapLook]:
         """The maps of the segmentation, or where there are none those of a pass of its own."""
         given = [one or self.encode(pixels) for pixels, one in zip(fields, maps, strict=True)]
-        return [MapLook(one, plan.side_px, self.identity.n_features) for one in given]
+        looks = []
+        for pixels, one in zip(fields, given, strict=True):
+            box = plan.box(pixels.field)
+            n_features = self.identity.n_features
+            corner_um = (box.x_um, box.y_um)
+            looks.append(
+                MapLook(one, corner_um, plan.mpp, plan.side_px, n_features, self.window_um)
+            )
+        return looks
 
     def encode(self, pixels: FieldPixels) -> Maps:
         """The maps of a field that was segmented by another network."""
@@ -124,4 +151,6 @@ def map_pooling(view: ViewConfig, mpp: float) -> tuple[str, int]:
             f"prepare.view.mpp = {view.mpp:g}, but maps that find nuclei are those of {mpp:g} "
             "µm/px; leave it out, or give prepare.view.way = 'tile'"
         )
-    return ("nucleus-mean", 1) if view.pooling == "mean" else ("nucleus-mean-std", 2)
+    if view.pooling == "mean":
+        return f"{view.pooled}-mean", 1
+    return f"{view.pooled}-mean-std", 2

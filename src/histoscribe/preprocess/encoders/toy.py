@@ -23,6 +23,7 @@ def load_toy_maps(view: ViewConfig) -> MapEncoder:
         "none",
         ToySegmenter,
         ToySegmenter().calibrate,
+        window_um=view.window_um,
     )
 
 

@@ -28,6 +28,8 @@ class ViewConfig:
             cut into equal squares of this side at most, so that the cost of attention grows with
             the area and not with its square.
         margin_um: What it sees beyond that on every side, for context.
+        window_um: In the dense way, side of the square round each nucleus that is pooled in place
+            of the nucleus; 24 shows what a tile of the paper shows. None pools the nucleus.
         pooling: "mean" over the vectors of the network's map, without CLS and registers, of a tile
             or interpolated at a nucleus' pixels; "cls+mean" puts a tile's CLS token before it;
             "mean+std" puts the deviations after it. None is what goes with the network: "mean+std"
@@ -40,7 +42,13 @@ class ViewConfig:
     input_px: int = 224
     field_um: float = 112.0
     margin_um: float = 16.0
+    window_um: float | None = None
     pooling: Pooling | None = None
+
+    @property
+    def pooled(self) -> str:
+        """What is pooled in the dense way, as the identity says it."""
+        return "nucleus" if self.window_um is None else f"window{self.window_um:g}um"
 
     def __post_init__(self) -> None:
         for name, choices in {"way": get_args(Way), "pooling": (None, *get_args(Pooling))}.items():
@@ -49,7 +57,7 @@ class ViewConfig:
                     f"prepare.view.{name} = {getattr(self, name)!r}; "
                     f"give {', '.join(map(str, filter(None, choices)))}"
                 )
-        for name in ("tile_um", "field_um", "mpp"):
+        for name in ("tile_um", "field_um", "mpp", "window_um"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"prepare.view.{name} = {value}; give a finite number above 0")
@@ -57,6 +65,14 @@ class ViewConfig:
             raise ConfigError(f"prepare.view.margin_um = {self.margin_um}; give 0 µm or more")
         if self.input_px < 1:
             raise ConfigError(f"prepare.view.input_px = {self.input_px}; give 1 or more")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.window_um is not None and self.way == "tile":
+            raise ConfigError(
+                f"prepare.view.window_um = {self.window_um:g} is for prepare.view.way = 'dense'; a "
+                "tile is prepare.view.tile_um wide"
+            )
         if self.way == "dense" and self.pooling == "cls+mean":
             raise ConfigError(
                 "prepare.view.pooling = 'cls+mean' wants prepare.view.way = 'tile': the CLS token "
