@@ -105,6 +105,7 @@ def main(words: list[str] | None = None) -> int:
     if len(cores) < 2:
         raise SystemExit("two cores are wanted, one for each worker")
     make_study(options.study, options.data, options.side)
+    print(f"load before: {os.getloadavg()[0]:.1f} on {len(cores)} cores (above 0.5: no figure)")
     asked = ("--segmenter", options.segmenter, "--encoder", options.encoder)
     spent: dict[int, list[float]] = {1: [], 2: []}
     is_same = True

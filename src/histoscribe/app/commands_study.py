@@ -74,7 +74,7 @@ def prepare(
         str | None, typer.Option(help="instanseg (default) or threshold (classical).")
     ] = None,
     encoder: Annotated[
-        str | None, typer.Option(help="instanseg (default) or vit:FOLDER or vit:HUB-ID.")
+        str | None, typer.Option(help="instanseg (default), vit:FOLDER-OR-HUB-ID, uni2-h:FILE, ...")
     ] = None,
     around_regions: Annotated[
         bool | None, typer.Option("--around-regions", help="Only where there are spots.")
