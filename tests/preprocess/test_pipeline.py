@@ -133,6 +133,7 @@ def consume(results: Iterator[tuple[int, int]], seen: list[int], most: int = 10*
 
 def test_an_interrupt_ends_the_line() -> None:
     """Ctrl-C comes to the main thread, which waits for a result that takes long."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main = threading.main_thread().ident
     assert main is not None
     started = threading.Event()

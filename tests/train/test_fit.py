@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -115,6 +116,13 @@ def test_a_killed_fit_goes_on_to_the_same_bits(
     assert len(told) < 9  # something was taken up
 
 
+def same_threads() -> dict[str, str]:
+    """The environment of a process that sums in as many threads as this one: to the same bits."""
+    others = ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    kept = {name: value for name, value in os.environ.items() if name not in others}
+    return {**kept, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -193,6 +201,7 @@ def test_a_process_killed_at_a_step_goes_on_to_the_same_bits(fitted, tmp_path):
     for attempt in (2, 7, 9, -1):
         done = subprocess.run(
             [sys.executable, "-c", KILLED, str(tmp_path), str(attempt)],
+            env=same_threads(),
             capture_output=True,
             check=False,
         )
