@@ -40,7 +40,7 @@ ENCODERS = {"instanseg": 48, "efficientnet-lite0": 64}
 WAYS = {
     "tile": ViewConfig(way="tile"),
     "dense": ViewConfig(way="dense"),
-    "dense, window of 24 µm": ViewConfig(way="dense", window_um=24.0),
+    "dense, the nucleus alone": ViewConfig(way="dense", window_um=0.0),
 }
 AROUND_UM = 60.0
 N_GENES, N_DRAWS = 250, 2000
@@ -133,7 +133,7 @@ def main() -> None:
         answers = {}
         for way in WAYS:
             view = replace(WAYS[way], input_px=options.input_px or ENCODERS[encoder])
-            suffix = f"-{view.window_um:g}um" if view.window_um else f"-{view.input_px}"
+            suffix = f"-{view.input_px}px" if view.way == "tile" else f"-{view.window_um:g}um"
             home = options.study / f"{encoder}-{view.way}{suffix}"
             config = PrepareConfig(
                 encoder=encoder,

@@ -119,22 +119,12 @@ def _check(checkpoint: Checkpoint, slides: Sequence[SlideData]) -> None:
             raise MismatchError(
                 f"checkpoint expects features of {checkpoint.encoder_id}, the cells of "
                 f"{slide.slide_id} have {slide.cells.encoder_id}. "
-                f"Re-run 'histoscribe prepare --encoder {_as_asked(checkpoint.encoder_id)}."
+                "Re-run 'histoscribe prepare' with encoder, prepare.view and prepare.stain as the "
+                "first of these says."
             )
     kinds = sorted({slide.regions.kind for slide in slides})
     if len(kinds) > 1:
         raise MismatchError(f"slides have regions of {' and '.join(kinds)}; predict one at a time")
-
-
-def _as_asked(encoder_id: str) -> str:
-    """How an encoder is asked for; a Vision Transformer's id holds its name, not its source."""
-    name = encoder_id.partition("@")[0]
-    if not name.startswith("vit:"):
-        return f"{name}'"
-    return (
-        "vit:SOURCE', where SOURCE is the folder or hub id of "
-        f"{name.removeprefix('vit:')}, with the tile size and mpp of that id in prepare.view"
-    )
 
 
 def _apply(checkpoint: Checkpoint, slides: Sequence[SlideData]) -> _Applied:

@@ -379,7 +379,7 @@ def test_features_of_another_encoder(spoilt, call):
     record = json.loads(path.read_text())
     record["encoder_id"] = "vit:other@123/patch-mean/tile24um/mpp0.5/d384"
     path.write_text(json.dumps(record))
-    words = ["expects features of vit:other@123", "toy@none", "histoscribe prepare --encoder"]
+    words = ["expects features of vit:other@123", "toy@none", "Re-run 'histoscribe prepare'"]
     check(call("predict", study, "--run", "first"), 4, words)
 
 

@@ -62,12 +62,24 @@ def test_concentrations_satisfy_the_optimality_conditions(
     assert np.abs(amount * slope).max() < 1e-9  # nor is less of one that is there
 
 
-def spams() -> Any:
-    return pytest.importorskip("spams", reason="spams-bin is in the dependency group dev")
+@contextmanager
+def spams() -> Iterator[Any]:
+    """The reference; it leaves OpenMP with one thread, which other tests must not see."""
+    module = pytest.importorskip("spams", reason="spams-bin is in the dependency group dev")
+    n_threads = torch.get_num_threads()
+    try:
+        yield module
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def spams_factors(density: Float[np.ndarray, "3 pixel"], start: Matrix) -> Matrix:
-    found = spams().trainDL(
+    with spams() as reference:
+        return haematoxylin_first(train(reference, density, start))
+
+
+def train(reference: Any, density: Float[np.ndarray, "3 pixel"], start: Matrix) -> Matrix:
+    return reference.trainDL(
         np.asfortranarray(density),
         K=2,
         D=np.asfortranarray(start),
@@ -81,18 +93,18 @@ def spams_factors(density: Float[np.ndarray, "3 pixel"], start: Matrix) -> Matri
         numThreads=1,
         verbose=False,
     )
-    return haematoxylin_first(found)
 
 
 def spams_lasso(density: Float[np.ndarray, "3 pixel"], matrix: Matrix, penalty: float) -> Amounts:
-    found = spams().lasso(
-        np.asfortranarray(density),
-        D=np.asfortranarray(matrix),
-        mode=2,
-        lambda1=penalty,
-        pos=True,
-        numThreads=1,
-    )
+    with spams() as reference:
+        found = reference.lasso(
+            np.asfortranarray(density),
+            D=np.asfortranarray(matrix),
+            mode=2,
+            lambda1=penalty,
+            pos=True,
+            numThreads=1,
+        )
     return np.asarray(found.todense())
 
 

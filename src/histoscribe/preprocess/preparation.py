@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
@@ -113,6 +113,7 @@ class Preparation:
         given: The nuclei that are given, or None.
         placed: The same, in the plan.
         encoder: Loaded, and calibrated on this slide's tissue.
+        encoder_id: Its identity with the stain that it sees.
         calibration: The segmenter's, fitted on this slide's tissue, or None without one.
         plan: Which fields are read.
         sight: What the encoder reads of them for itself, None where the segmenter's image does.
@@ -129,6 +130,7 @@ class Preparation:
     given: GivenNuclei | None
     placed: PlacedNuclei | None
     encoder: Encoder
+    encoder_id: str
     calibration: Calibration | None
     plan: FieldPlan
     sight: Sight | None
@@ -173,13 +175,15 @@ def plan_preparation(
     )
     calibration = segmenter.calibrate(seen.pixels) if segmenter else None
     encoder = encoder.calibrated(seen.pixels)
+    encoder_id = str(replace(encoder.identity, stain=config.stain.method))
     plan = plan_fields(slide, seen.mask, regions, config, mpp)
     placed = place_nuclei(nuclei, plan) if nuclei is not None else None
     sight = encoder.sight(plan, config.tile_side_um)
     settings = {
         "segmenter": segmenter_id,
-        "encoder": str(encoder.identity),
+        "encoder": encoder_id,
         "encoder_licence": encoder.licence,
+        "encoder_precision": encoder.precision,
         "slide_mpp": list(slide.mpp),
         "mpp_read": mpp,
         "enlarged": max(1.0, max(slide.mpp) / mpp),
@@ -210,6 +214,7 @@ def plan_preparation(
         given=nuclei,
         placed=placed,
         encoder=encoder,
+        encoder_id=encoder_id,
         calibration=calibration,
         plan=plan,
         sight=sight,

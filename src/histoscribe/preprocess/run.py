@@ -216,7 +216,7 @@ def to_cells(preparation: Preparation, found: SlideNuclei) -> Cells:
         xy_um=found.xy_um,
         area_um2=found.area_um2,
         features=found.features,
-        encoder_id=str(preparation.encoder.identity),
+        encoder_id=preparation.encoder_id,
         segmenter_id=preparation.segmenter_id,
         provenance=preparation.provenance,
         outlines=found.outlines,
@@ -235,7 +235,7 @@ def to_tiles(preparation: Preparation, found: SlideSquares) -> Tiles:
         xy_um=found.xy_um,
         features=found.features,
         colour=found.colour,
-        encoder_id=str(preparation.encoder.identity),
+        encoder_id=preparation.encoder_id,
         provenance=preparation.provenance,
     )
     release(tiles.features)

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -51,16 +52,18 @@ def test_beyond_its_margin_it_does(
     assert apart(describe(encoder, 256)[0], describe(encoder, 512)[0]).max() > 1e-2
 
 
+@pytest.mark.parametrize("field_px", [128, 256])
 def test_what_attention_sees_of_other_fields_stays_small(
-    describe: Describe, vit: TokenNetwork
+    describe: Describe, vit: TokenNetwork, field_px: int
 ) -> None:
+    """Pieces of one size, in other places; of random weights, in units of the deviation."""
     encoder = dense(vit)
-    small, large = describe(encoder, 256), describe(encoder, 512)
+    small, large = describe(encoder, field_px), describe(encoder, 512)
     difference = apart(small[0], large[0])
-    # Of random weights; measured .021, .073 and .12 of the features' own deviation.
     assert 0 < np.median(difference) < 0.05
     assert np.quantile(difference, 0.95) < 0.15
     assert difference.max() < 0.3
+    assert np.median(apart(small[1], large[1])) < 0.1
 
 
 def test_fields_together_are_as_fields_alone_to_the_bit(
@@ -94,7 +97,7 @@ def test_fields_are_read_in_whole_steps_from_the_slide_s_corner(
         assert sight.side_px % step == 0
         assert (sight.side_px - 2 * sight.margin_px) % (sight.n_passes * step) == 0
         own_px = (sight.side_px - 2 * sight.margin_px) / sight.n_passes
-        assert own_px * mpp <= 112 + step * mpp
+        assert own_px == math.ceil(112 / mpp / step) * step  # all pieces of one size
         for field in range(len(plan)):
             box, seen = plan.box(field, -plan.halo_um), sight.box(field)
             margin_um = sight.margin_px * mpp
@@ -133,9 +136,10 @@ def test_the_identity_says_what_changes_the_features(vit: TokenNetwork) -> None:
             {"margin_um": 32.0},
             {"mpp": 0.25},
             {"pooling": "mean+std"},
+            {"pooling": "mean+std", "window_um": 0.0},
         )
     }
-    assert len(told) == 5
+    assert len(told) == 6
     assert "vit-112+16um@5eed5eed5eed/nucleus-mean/tile0um/mpp0.5/d48" in told
     assert str(dense(vit, tile_um=48.0, input_px=448).identity) in told
     assert dense(vit).licence == "Apache-2.0"
@@ -143,8 +147,10 @@ def test_the_identity_says_what_changes_the_features(vit: TokenNetwork) -> None:
 
 def test_what_cannot_be_described_is_refused(world: ToyWorld, vit: TokenNetwork) -> None:
     plan = plan_grid(world.slide, tissue_mask(world.slide), 0.5, 512, 64)
-    with pytest.raises(ConfigError, match=r"margin_um = 8: squares of 32 µm"):
+    with pytest.raises(ConfigError, match=r"margin_um = 8: squares reach 16 µm"):
         dense(vit, margin_um=8.0).sight(plan, 32.0)
+    with pytest.raises(ConfigError, match=r"windows reach 16\.5 µm beyond"):
+        dense(vit, pooling="mean+std", window_um=32.0).sight(plan, 32.0)
     with pytest.raises(ConfigError, match=r"wants prepare\.view.way = 'tile'"):
         dense(vit, pooling="cls+mean")
     field = read_field(world.slide, plan, 0, None)

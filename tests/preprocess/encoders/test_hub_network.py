@@ -129,6 +129,26 @@ def test_the_hash_knows_weights_and_normalisation(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "is_other"),
+    [
+        ("num_attention_heads", 1, True),
+        ("hidden_act", "relu", True),
+        ("rope_theta", 10.0, True),
+        ("transformers_version", "0.0.1", False),
+        ("architectures", ["AnyName"], False),
+    ],
+)
+def test_the_hash_knows_the_architecture(key, value, is_other, tmp_path):
+    """The same weights give other features with other heads, activations or angles."""
+    dinov3().save_pretrained(tmp_path)
+    usual = load_hub_network(str(tmp_path), "cpu").facts
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    other = load_hub_network(str(tmp_path), "cpu").facts
+    assert (other.weights_sha256 != usual.weights_sha256) == is_other
+
+
+@pytest.mark.parametrize(
     ("architecture", "said"),
     [
         ("vit_giant_patch14_reg4_dinov2", "h-optimus-0:.*or another of h-optimus-1"),

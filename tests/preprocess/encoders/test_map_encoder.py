@@ -80,7 +80,7 @@ def test_means_alone_are_the_first_half(
         load_encoder("toy", ViewConfig(pooling=pooling)).calibrated(pixels)
         for pooling in (None, "mean")
     )
-    assert str(both.identity) == "toy@none/nucleus-mean-std/tile0um/mpp0.5/d18"
+    assert str(both.identity) == "toy@none/nucleus-mean+window24um-std/tile0um/mpp0.5/d18"
     assert str(mean.identity) == "toy@none/nucleus-mean/tile0um/mpp0.5/d9"
     field = read_field(world.slide, plan, 3, None)
     segmenter = ToySegmenter()
@@ -93,12 +93,16 @@ def test_means_alone_are_the_first_half(
     np.testing.assert_array_equal(rows[0][:, :9], rows[1])
 
 
-def test_another_resolution_is_refused(world: ToyWorld) -> None:
+def test_another_resolution_and_windows_beyond_fields_are_refused(
+    world: ToyWorld, plan: FieldPlan
+) -> None:
     with pytest.raises(ConfigError, match=r"prepare\.view\.mpp = 0\.25"):
         load_encoder("toy", ViewConfig(mpp=0.25))
     finer = plan_grid(world.slide, tissue_mask(world.slide), 0.25, 512, 128)
     with pytest.raises(ConfigError, match="same resolution"):
         load_encoder("toy", ViewConfig()).sight(finer, 32.0)
+    with pytest.raises(ConfigError, match=r"by 33 µm, and they do by 32; .*overlap_px = 66 or"):
+        load_encoder("toy", ViewConfig(window_um=32.0)).sight(plan, 32.0)
 
 
 def test_the_licence_comes_with_the_weights() -> None:

@@ -30,7 +30,7 @@ from histoscribe.preprocess.features import (
     pool_squares_by_area,
     pool_windows,
 )
-from histoscribe.preprocess.fields import FieldPlan
+from histoscribe.preprocess.fields import BAND_UM, FieldPlan
 from histoscribe.preprocess.nuclei import Found
 from histoscribe.preprocess.segmenters.segmenter import Calibration
 
@@ -39,10 +39,12 @@ class DenseEncoder:
     """Shows whole fields to a network at its own scale, each once.
 
     A field is read with a margin of context. The vectors of the network's map lie on one grid from
-    the slide's corner on, whatever the fields. Fields above `view.field_um` go through the network
-    in pieces of equal size that overlap by the margin, and each piece gives the map of its own
-    part: so every vector that describes what a field owns has seen the margin on every side. A
-    nucleus' feature is the mean over its pixels of the map interpolated between its vectors.
+    the slide's corner on, whatever the fields. They go through the network in pieces of
+    `view.field_um`, however large a field is, that overlap by the margin, and each piece gives the
+    map of its own part: so every vector that describes what a field owns has seen the margin on
+    every side, and all pieces are of the one size that the identity states. A
+    nucleus' feature is the mean over its pixels of the map interpolated between its vectors, and
+    if asked for the map's deviations over the window round it.
 
     Attributes:
         identity: Network, field and margin, pooling and resolution.
@@ -64,7 +66,7 @@ class DenseEncoder:
         self.identity = EncoderIdentity(
             f"{name}-{view.field_um:g}+{view.margin_um:g}um",
             facts.weights_sha256[:12],
-            f"{view.pooled}-mean-std" if self.with_deviation else f"{view.pooled}-mean",
+            view.pooled(with_deviation=self.with_deviation),
             0.0,
             view.mpp or facts.native_mpp,
             facts.n_channels * (2 if self.with_deviation else 1),
@@ -75,6 +77,11 @@ class DenseEncoder:
         """Of its weights."""
         return self.network.facts.licence
 
+    @property
+    def precision(self) -> str:
+        """Of the network's products."""
+        return self.network.facts.precision
+
     def calibrated(self, pixels: UInt8[np.ndarray, "pixel 3"]) -> "DenseEncoder":
         """With the slide's value range, if the network needs it."""
         ready = copy(self)
@@ -82,26 +89,31 @@ class DenseEncoder:
         return ready
 
     def sight(self, plan: FieldPlan, tile_side_um: float) -> Sight:
-        """What the fields own and the margin, up to whole steps of the network's input.
+        """What the fields own, up to whole pieces, and the margin.
 
         Raises:
-            ConfigError: The margin does not hold the squares of the tile grid.
+            ConfigError: The margin does not hold the squares of the tile grid, or the windows of
+                nuclei at the edge.
         """
         mpp, step_px = self.identity.mpp, self.network.facts.step_px
         margin_px = math.ceil(self.view.margin_um / mpp / step_px - SNAP_PX) * step_px
-        if margin_px * mpp < tile_side_um / 2:
-            raise ConfigError(
-                f"prepare.view.margin_um = {self.view.margin_um:g}: squares of {tile_side_um:g} µm "
-                f"reach {tile_side_um / 2:g} µm beyond what a field owns; give that much or more"
-            )
+        reach_um = {"squares": tile_side_um / 2}
+        if self.with_deviation:
+            reach_um["windows"] = self.view.window_um / 2 + BAND_UM
+        for what, least_um in reach_um.items():
+            if margin_px * mpp < least_um:
+                raise ConfigError(
+                    f"prepare.view.margin_um = {self.view.margin_um:g}: {what} reach {least_um:g} "
+                    "µm beyond what a field owns; give that much or more, or smaller ones "
+                    "(prepare.tile_side_um, prepare.view.window_um)"
+                )
         owned = owned_corner_px(plan, mpp)
         start = np.floor(owned / step_px + SNAP_PX) * step_px
         owned_um = plan.side_px * plan.mpp - 2 * plan.halo_um
-        n_passes = max(1, math.ceil(owned_um / self.view.field_um - SNAP_PX))
         wanted_px = owned_um / mpp + float((owned - start).max())
-        piece_px = math.ceil(wanted_px / n_passes / step_px - SNAP_PX) * step_px
-        least_px = self.network.facts.least_px - 2 * margin_px
-        piece_px = max(piece_px, math.ceil(least_px / step_px) * step_px)
+        least_px = max(self.view.field_um / mpp, self.network.facts.least_px - 2 * margin_px)
+        piece_px = math.ceil(least_px / step_px - SNAP_PX) * step_px
+        n_passes = math.ceil(wanted_px / piece_px - SNAP_PX)
         return Sight(
             start.astype(np.int64) - margin_px,
             n_passes * piece_px + 2 * margin_px,
@@ -157,22 +169,22 @@ class DenseLook:
     corner_um: tuple[float, float]
     field_mpp: float
     with_deviation: bool
-    window_um: float | None
+    window_um: float
 
     def of_nuclei(self, found: Found) -> Described:
-        """Mean over each nucleus' pixels of the interpolated map, or over its window."""
-        if self.window_um is not None:
-            pooled = pool_windows(self.level, found.xy_um, self.window_um)
-            return Described(pooled if self.with_deviation else np.split(pooled, 2, axis=1)[0])
-        return Described(
-            pool_interpolated(
-                self.level,
-                found.labels,
-                self.corner_um,
-                self.field_mpp,
-                with_deviation=self.with_deviation,
-            )
+        """Mean over each nucleus' pixels of the interpolated map, deviations over its window."""
+        has_window = self.with_deviation and self.window_um > 0
+        pooled = pool_interpolated(
+            self.level,
+            found.labels,
+            self.corner_um,
+            self.field_mpp,
+            with_deviation=self.with_deviation and not has_window,
         )
+        if not has_window:
+            return Described(pooled)
+        around = pool_windows(self.level, found.xy_um, self.window_um)
+        return Described(np.hstack([pooled, np.split(around, 2, axis=1)[1]]))
 
     def of_squares(self, squares: Squares) -> Float32[np.ndarray, "square feature"]:
         """Mean of the map over each square, then the deviations."""

@@ -29,10 +29,12 @@ class EncoderIdentity:
         weights_sha256: First 12 hex digits, for a Vision Transformer over its weights and the
             normalisation of its input.
         pooling: "patch-mean", "cls+patch-mean", "patch-mean-std" over a tile; "nucleus-mean",
-            "nucleus-mean-std" over a nucleus of a field.
+            "nucleus-mean-std" over a nucleus of a field, "nucleus-mean+window24um-std" with the
+            deviations over a square round it.
         tile_um: Side of a cell's tile, or 0 for dense encoders.
         mpp: Resolution the encoder sees, µm per pixel.
         n_features: Length of a cell's feature vector.
+        stain: How the pixels it sees were normalised.
     """
 
     name: str
@@ -41,11 +43,13 @@ class EncoderIdentity:
     tile_um: float
     mpp: float
     n_features: int
+    stain: str = "none"
 
     def __str__(self) -> str:
+        stain = "" if self.stain == "none" else f"/stain-{self.stain}"
         return (
             f"{self.name}@{self.weights_sha256}/{self.pooling}"
-            f"/tile{self.tile_um:g}um/mpp{self.mpp:g}/d{self.n_features}"
+            f"/tile{self.tile_um:g}um/mpp{self.mpp:g}/d{self.n_features}{stain}"
         )
 
     def has_network_of(self, segmenter_id: str) -> bool:
@@ -138,6 +142,11 @@ class Encoder(Protocol):
     @property
     def licence(self) -> str:
         """Of its weights."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """Of the network's products, by name of the type; they differ in the last bits."""
         ...
 
     def calibrated(self, pixels: UInt8[np.ndarray, "pixel 3"]) -> "Encoder":

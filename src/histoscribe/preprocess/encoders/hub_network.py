@@ -22,6 +22,8 @@ NATIVE_MPP = 0.5  # where tissue encoders are trained most; no folder states it
 NATIVE_PX = 224  # where the folder states none
 UNUSED = ("pooler.", "classifier.", "head.")  # no patch token passes through them
 UNUSED_END = "mask_token"  # of the training task alone
+SAYS_NOTHING = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
+"""Entries of `config.json` that change no feature: what wrote it, and for which task."""
 
 
 def load_hub_network(source: str, device: str | None = None) -> TokenNetwork:
@@ -50,7 +52,7 @@ def load_hub_network(source: str, device: str | None = None) -> TokenNetwork:
             "writes them"
         )
     normalisation = read_normalisation(folder)
-    digest = hash_weights(files, normalisation)
+    digest = hash_weights(files, normalisation, config)
     model = load_model(folder, config)
     shape: Any = model.config
     patch_px = getattr(shape, "patch_size", None)
@@ -124,11 +126,19 @@ def read_config(folder: Path, source: str) -> dict[str, Any]:
     return config
 
 
-def hash_weights(files: list[Path], normalisation: tuple[Triple, Triple]) -> str:
-    """SHA-256 over the SHA-256 of every file; the same weights seen otherwise are another's."""
+def hash_weights(
+    files: list[Path], normalisation: tuple[Triple, Triple], config: dict[str, Any]
+) -> str:
+    """SHA-256 over the SHA-256 of every file, and what `config.json` says of the network.
+
+    The same weights in another architecture (heads, activation, angles), or that see their input
+    otherwise, are another network's.
+    """
     digest = hashlib.sha256()
     for path in files:
         digest.update(bytes.fromhex(sha256_of(path)))
+    shape = {key: value for key, value in config.items() if key not in SAYS_NOTHING}
+    digest.update(json.dumps(shape, sort_keys=True).encode())
     if normalisation != IMAGENET:
         digest.update(json.dumps(normalisation).encode())
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 from histoscribe.preprocess import weights
 from histoscribe.preprocess.encoders.encoder import EncoderIdentity
 from histoscribe.preprocess.encoders.map_encoder import MapEncoder, map_pooling
+from histoscribe.preprocess.encoders.patch_network import choose_device
 from histoscribe.preprocess.encoders.view import ViewConfig
 from histoscribe.preprocess.segmenters import instanseg
 from histoscribe.preprocess.segmenters.instanseg_network import STAGES
@@ -22,4 +23,5 @@ def load_instanseg_maps(view: ViewConfig) -> MapEncoder:
         instanseg.load_instanseg,
         instanseg.fit_range,
         window_um=view.window_um,
+        precision=instanseg.precision_on(choose_device(None)),
     )

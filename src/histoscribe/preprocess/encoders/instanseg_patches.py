@@ -20,7 +20,13 @@ from histoscribe.preprocess.encoders.patch_network import (
     check_sides,
     choose_device,
 )
-from histoscribe.preprocess.segmenters.instanseg import CLAMP, MIN_SIDE_PX, MPP, NAME
+from histoscribe.preprocess.segmenters.instanseg import (
+    CLAMP,
+    MIN_SIDE_PX,
+    MPP,
+    NAME,
+    precision_on,
+)
 from histoscribe.preprocess.segmenters.instanseg_network import STAGES, InstanSegNetwork
 from histoscribe.preprocess.segmenters.segmenter import Calibration
 
@@ -60,7 +66,7 @@ class InstansegPatches:
             native_px=256,
             least_px=MIN_SIDE_PX,
             has_cls=False,
-            precision="float16" if self.device.type == "cuda" else "float32",
+            precision=precision_on(self.device),
             needs_calibration=True,
         )
 

@@ -1,5 +1,6 @@
 """The dense way where a segmenter's network is the encoder: its maps are there already."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,7 +27,7 @@ from histoscribe.preprocess.features import (
     pool_windows,
     stride_of,
 )
-from histoscribe.preprocess.fields import FieldPlan
+from histoscribe.preprocess.fields import BAND_UM, FieldPlan
 from histoscribe.preprocess.nuclei import Found
 from histoscribe.preprocess.segmenters.segmenter import Calibration
 
@@ -51,19 +52,21 @@ class MapLook:
     mpp: float
     field_px: int
     n_features: int
-    window_um: float | None
+    window_um: float
 
     def of_nuclei(self, found: Found) -> Described:
-        """Mean of each map over each nucleus or its window, then the deviations if asked for."""
-        if self.window_um is None:
-            return Described(pool_nuclei(self.maps, found.labels)[:, : self.n_features])
+        """Mean of each map over each nucleus, then if asked for deviations over its window."""
+        pooled = pool_nuclei(self.maps, found.labels)
+        n_means = pooled.shape[1] // 2
+        if self.n_features == n_means or not self.window_um:
+            return Described(pooled[:, : self.n_features])
         shape = (self.field_px, self.field_px)
         levels = [
             FeatureMap(one, self.corner_um, stride_of(one, shape) * self.mpp) for one in self.maps
         ]
-        pooled = [pool_windows(level, found.xy_um, self.window_um) for level in levels]
-        means, deviations = zip(*(np.split(one, 2, axis=1) for one in pooled), strict=True)
-        return Described(np.concatenate(means + deviations, axis=1)[:, : self.n_features])
+        around = [pool_windows(level, found.xy_um, self.window_um) for level in levels]
+        deviations = [np.split(one, 2, axis=1)[1] for one in around]
+        return Described(np.hstack([pooled[:, :n_means], *deviations]))
 
     def of_squares(self, squares: Squares) -> Float32[np.ndarray, "square feature"]:
         """Mean of each map over each square, then the deviations."""
@@ -82,7 +85,9 @@ class MapEncoder:
         load: Brings the network where another segmenter finds the nuclei.
         fit_range: Fits its value range on a slide's tissue pixels.
         calibration: Of the slide.
-        window_um: Side of the square round a nucleus that is pooled, or None for the nucleus.
+        window_um: Side of the square round a nucleus that deviations are taken over, or 0 for the
+            nucleus itself.
+        precision: Of the network's products.
     """
 
     identity: EncoderIdentity
@@ -90,7 +95,8 @@ class MapEncoder:
     load: Callable[[], MapSource]
     fit_range: Callable[[UInt8[np.ndarray, "pixel 3"]], Calibration]
     calibration: Calibration | None = None
-    window_um: float | None = None
+    window_um: float = 0.0
+    precision: str = "float32"
 
     def calibrated(self, pixels: UInt8[np.ndarray, "pixel 3"]) -> "MapEncoder":
         """With the slide's value range."""
@@ -100,8 +106,15 @@ class MapEncoder:
         """Nothing: the segmenter's image is its own.
 
         Raises:
-            ConfigError: The fields are of another resolution.
+            ConfigError: The fields are of another resolution, or their overlap does not hold the
+                windows of nuclei at their edge.
         """
+        if (least_um := self.window_um / 2 + BAND_UM) > plan.halo_um:
+            raise ConfigError(
+                f"prepare.view.window_um = {self.window_um:g} wants fields that overlap by "
+                f"{2 * least_um:g} µm, and they do by {2 * plan.halo_um:g}; give a smaller window, "
+                f"or prepare.overlap_px = {math.ceil(2 * least_um / plan.mpp)} or more"
+            )
         if plan.mpp != self.identity.mpp:
             raise ConfigError(
                 f"encoder {self.identity.name} sees {self.identity.mpp:g} µm/px, nuclei are looked "
@@ -151,6 +164,5 @@ def map_pooling(view: ViewConfig, mpp: float) -> tuple[str, int]:
             f"prepare.view.mpp = {view.mpp:g}, but maps that find nuclei are those of {mpp:g} "
             "µm/px; leave it out, or give prepare.view.way = 'tile'"
         )
-    if view.pooling == "mean":
-        return f"{view.pooled}-mean", 1
-    return f"{view.pooled}-mean-std", 2
+    with_deviation = view.pooling != "mean"
+    return view.pooled(with_deviation=with_deviation), 1 + with_deviation

@@ -25,8 +25,8 @@ class NetworkFacts:
 
     Attributes:
         name: E.g. "uni2-h", "dinov3-vitl16".
-        weights_sha256: Of the published file, in full; of a folder over all its files, and over
-            its normalisation where that is not ImageNet's.
+        weights_sha256: Of the published file, in full; of a folder over its weights, what its
+            `config.json` says of the network, and its normalisation where that is not ImageNet's.
         licence: SPDX name where there is one, with "non-commercial" where it is; what the model's
             folder states, or "not stated".
         mean: Of red, green and blue in 0 to 1; the network sees (pixel / 255 - mean) / std.

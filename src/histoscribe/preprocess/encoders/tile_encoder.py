@@ -91,6 +91,11 @@ class TileEncoder:
         """Of its weights."""
         return self.network.facts.licence
 
+    @property
+    def precision(self) -> str:
+        """Of the network's products."""
+        return self.network.facts.precision
+
     def calibrated(self, pixels: UInt8[np.ndarray, "pixel 3"]) -> "TileEncoder":
         """With the slide's value range, if the network needs it."""
         ready = copy(self)

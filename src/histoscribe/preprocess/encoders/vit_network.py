@@ -219,8 +219,11 @@ def resample_positions(
 ) -> Float[Tensor, "1 row2 d"]:
     """Bring a learned table, of a square grid, to another grid.
 
-    Bicubic with antialiasing in float32, the prefix rows as they are: what these encoders' authors
-    and their loaders do. At the table's own size it is the table itself.
+    Bicubic with antialiasing in float32, the prefix rows as they are: what timm does, with which
+    these encoders were published, and DINOv2 with registers. DINOv2 without registers does not
+    antialias, neither its authors' code nor `transformers`: loaded as a folder it differs from the
+    same weights loaded by name, but at its native size, and so do the identities. At the table's
+    own size it is the table itself.
     """
     side = math.isqrt(table.shape[1] - n_prefix)
     if grid == (side, side):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -170,8 +171,14 @@ def load_instanseg(device: str | None = None, cache_dir: Path | None = None) -> 
     """
     state = load_file(weights.fetch(NAME, cache_dir))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    precision = "/float16" if torch.device(device).type == "cuda" else ""
-    return InstanSegSegmenter(state, weights.identity_of(NAME) + precision, device)
+    precision = precision_on(torch.device(device))
+    identity = weights.identity_of(NAME) + ("" if precision == "float32" else f"/{precision}")
+    return InstanSegSegmenter(state, identity, device)
+
+
+def precision_on(device: torch.device) -> Literal["float16", "float32"]:
+    """What the network multiplies in there."""
+    return "float16" if device.type == "cuda" else "float32"
 
 
 def fit_range(pixels: UInt8[np.ndarray, "pixel 3"]) -> Calibration:
