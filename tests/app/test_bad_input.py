@@ -166,7 +166,7 @@ def no_pixels(section: Section) -> None:
         (unreadable_column, ["lacking: expression", "unknown: counts"]),
         (comma_for_a_point, ["column mpp ('0,8')", "decimal point"]),
         (no_mpp, ["does not say how many µm", "--mpp"]),
-        (zero_mpp, ["0 µm/px", "wanted 0.05 to 5"]),
+        (zero_mpp, ["row 2, column mpp (", "no number above 0"]),
         (mpp_by_10, ["20 µm apart", "0.8"]),
         (mpp_by_100, ["0.008 µm/px", "wanted 0.05 to 5"]),
         (empty_counts, ["empty"]),

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,3 +59,25 @@ def test_a_full_disk_is_said_before_anything_is_filled(tmp_path, monkeypatch):
     with pytest.raises(MissingExtra, match=r"disk full: .*e\.raw wants 0\.0 GB"):
         new_mapped(tmp_path / "e.raw", (9, 9), np.float16)
     assert not list(tmp_path.iterdir())
+
+
+def resident_kb(path):
+    """Pages of a file that this process has in memory."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    return sum(
+        int(next(line for line in lines if line.startswith("Rss:")).split()[1])
+        for line in lines
+        if line.endswith(str(path))
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="wants /proc")
+@pytest.mark.parametrize("view", [lambda a: a, lambda a: a[0], lambda a: a[0][5:].reshape(-1)])
+def test_the_pages_of_any_view_are_given_back(tmp_path, view):
+    """Slices of a memmap are memmaps themselves."""
+    np.save(tmp_path / "a.npy", np.ones((1, 1033, 1024)))
+    array = np.load(tmp_path / "a.npy", mmap_mode="r")
+    assert array.sum() == 1033 * 1024
+    assert resident_kb(tmp_path / "a.npy") > 8000
+    release(view(array))
+    assert resident_kb(tmp_path / "a.npy") == 0

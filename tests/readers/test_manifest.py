@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from histoscribe.errors import DataError
-from histoscribe.readers.manifest import read_manifest, write_manifest
+from histoscribe.readers.manifest import OPTIONAL, REQUIRED, read_manifest, write_manifest
+from histoscribe.readers.nuclei_config import NUCLEI_COLUMNS, NucleiConfig
 from histoscribe.readers.section import LEGACY_ST, VISIUM
 
 HEADER = "sample,patient,slide,mpp,expression,spots,pitch_um"
@@ -118,3 +119,101 @@ def test_what_is_written_is_read(home: Path) -> None:
     write_manifest(rows, home / "again.csv")
     (read,) = read_manifest(home / "again.csv")
     assert (read.sample, read.mpp, read.platform) == ("A, left", 0.69, "legacy-st")
+
+
+@pytest.mark.parametrize(
+    "again", ["./raw/b.svs", "raw/../raw/b.svs", "link.svs", "{home}/raw/b.svs"]
+)
+def test_a_slide_twice_is_found_whichever_way_it_is_written(home: Path, again: str) -> None:
+    (home / "link.svs").symlink_to(home / "raw" / "b.svs")
+    path = write(home, "A,p1,raw/b.svs,,,,", f"B,p2,{again.format(home=home)},,,,")
+    with pytest.raises(DataError, match=r"row 3, column slide .*: already in row 2"):
+        read_manifest(path)
+
+
+def test_links_in_a_circle_are_no_slide(home: Path) -> None:
+    (home / "a.svs").symlink_to(home / "b.svs")
+    (home / "b.svs").symlink_to(home / "a.svs")
+    with pytest.raises(DataError, match=r"row 2, column slide .*: no such file"):
+        read_manifest(write(home, "A,p1,a.svs,,,,"))
+
+
+@pytest.mark.parametrize("number", ["0", "0.0", "-1", "inf", "x"])
+def test_a_scale_is_above_0(home: Path, number: str) -> None:
+    header = HEADER + ",nuclei,nuclei_mpp"
+    path = write(home, f"A,p1,raw/a.jpg,{number},,,,raw/c.tif,{number}", header=header)
+    with pytest.raises(DataError) as caught:
+        read_manifest(path)
+    for column in ("mpp", "nuclei_mpp"):
+        assert f"row 2, column {column} ({number!r}): no number above 0" in str(caught.value)
+
+
+NUCLEI = {
+    "format": ("xenium", "xenium"),
+    "mpp": ("0.5", 0.5),
+    "mag": ("40", 40.0),
+    "slide_mag": ("20", 20.0),
+    "alignment": ("raw/a.csv", "raw/a.csv"),
+    "is_aligned": ("TRUE", True),
+    "type_info": ("raw/t.json", "raw/t.json"),
+    "outline": ("cell", "cell"),
+    "takes_annotations": ("yes", True),
+}
+"""Option -> what stands in its column, and what it is then."""
+
+
+def write_nuclei(home: Path, **given: str) -> Path:
+    header = ",".join([HEADER, "nuclei", *(f"nuclei_{name}" for name in given)])
+    row = ",".join(["A,p1,raw/a.jpg,0.69,,,,raw/c.tif", *given.values()])
+    return write(home, row, header=header)
+
+
+@pytest.mark.parametrize("name", NUCLEI)
+def test_every_option_of_given_nuclei_has_a_column(home: Path, name: str) -> None:
+    for file in ("a.csv", "t.json"):
+        (home / "raw" / file).touch()
+    text, wanted = NUCLEI[name]
+    (row,) = read_manifest(write_nuclei(home, **{name: text}))
+    is_file = name in ("alignment", "type_info")
+    assert getattr(row.nuclei_config, name) == (home / wanted if is_file else wanted)
+    assert row.files().get(f"nuclei_{name}") == (home / wanted if is_file else None)
+    (row,) = read_manifest(write_nuclei(home, **{name: ""}))
+    assert row.nuclei_config == NucleiConfig()
+
+
+def test_no_option_of_given_nuclei_lacks_its_column_and_its_line_in_the_docs() -> None:
+    assert {NUCLEI_COLUMNS[f"nuclei_{name}"] for name in NUCLEI} == {*vars(NucleiConfig())}
+    docs = Path(__file__).parents[2] / "docs" / "how-to"
+    nuclei = (docs / "nuclei-from-elsewhere.md").read_text(encoding="utf-8")
+    assert [column for column in NUCLEI_COLUMNS if f"| `{column}` |" not in nuclei] == []
+    rest = (docs / "own-slides.md").read_text(encoding="utf-8")
+    others = {*REQUIRED, *OPTIONAL} - {*NUCLEI_COLUMNS}
+    assert [column for column in others if f"`{column}`" not in rest] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"format": "stardist"}, "column nuclei_format ('stardist'): unknown; wanted cellvit, hov"),
+        ({"outline": "both"}, "column nuclei_outline ('both'): unknown; wanted nucleus, cell"),
+        ({"is_aligned": "1"}, "column nuclei_is_aligned ('1'): unknown; wanted yes or no"),
+        ({"alignment": "raw/x.csv"}, "column nuclei_alignment ('raw/x.csv'): no such file"),
+        (
+            {"mpp": "0.5", "mag": "40"},
+            "row 2, columns nuclei_mpp, nuclei_mag: both mpp and an objective power are given",
+        ),
+    ],
+)
+def test_options_of_given_nuclei_that_cannot_be(
+    home: Path, given: dict[str, str], message: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        read_manifest(write_nuclei(home, **given))
+    assert message in str(caught.value)
+    assert "1 fault(s)" in str(caught.value)
+
+
+def test_options_without_nuclei_are_refused(home: Path) -> None:
+    row = "A,p1,raw/a.jpg,0.69,,,,40"
+    with pytest.raises(DataError, match=r"nuclei_mag .* without a file of nuclei"):
+        read_manifest(write(home, row, header=HEADER + ",nuclei_mag"))

@@ -77,10 +77,11 @@ def polygon_of(given, row):
     return given.outlines.xy_um[slice(*given.outlines.start[row : row + 2])]
 
 
-def assert_planted(given, contours, factor=0.25):
+def assert_planted(given, contours, first_px=0.0):
     assert len(given) == len(contours)
     for row, contour in enumerate(contours):
-        np.testing.assert_allclose(polygon_of(given, row), np.array(contour) * factor, atol=1e-3)
+        wanted = (np.array(contour) + first_px) * 0.25
+        np.testing.assert_allclose(polygon_of(given, row), wanted, atol=1e-3)
 
 
 def test_the_nucleus_of_a_cell_is_taken_or_the_cell_if_wanted(tmp_path, blank_slide, contours):
@@ -199,7 +200,7 @@ def test_a_cell_without_a_nucleus_keeps_its_cell_outline_and_is_noted(
 def test_cellvit_lists_hold_a_nucleus_an_outline(tmp_path, blank_slide, contours):
     given, report = read_nuclei(write(cellvit_list(contours), tmp_path / "c.geojson"), blank_slide)
     order = [*range(0, 23, 3), *range(1, 23, 3), *range(2, 23, 3)]
-    assert_planted(given, [contours[n] for n in order])
+    assert_planted(given, [contours[n] for n in order], first_px=0.5)
     assert given.cell_type == tuple(NAMES[n % 3] for n in order)
     assert report.format == "cellvit"
     assert report.n_listed == 23
@@ -266,3 +267,62 @@ def test_what_was_exported_comes_back(tmp_path, mpp):
     np.testing.assert_allclose(given.xy_um, cells.xy_um, atol=2e-3)
     assert given.cell_type == types
     np.testing.assert_allclose(given.type_probability, share, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [[1], {}, True, None, 1.5])
+def test_ids_that_are_none_are_passed_over(tmp_path, blank_slide, contours, value):
+    content = qupath(contours)
+    content["features"][2]["id"] = content["features"][3]["id"] = value
+    given, report = read_nuclei(write(content, tmp_path / "c.geojson"), blank_slide)
+    assert_planted(given, contours)
+    assert report.dropped == {}
+
+
+@pytest.mark.parametrize("value", [7, "seven"])
+def test_an_id_that_stands_twice_counts_once(tmp_path, blank_slide, contours, value):
+    content = qupath(contours)
+    content["features"][2]["id"] = content["features"][3]["id"] = value
+    given, report = read_nuclei(write(content, tmp_path / "c.geojson"), blank_slide)
+    assert_planted(given, [*contours[:3], *contours[4:]])
+    assert report.dropped == {"repeated id": 1}
+
+
+def test_names_of_measurements_that_are_none_are_passed_over(tmp_path, blank_slide, contours):
+    content = qupath(contours)
+    content["features"][2]["properties"]["measurements"] = [
+        {"name": ["x"], "value": 1},
+        {"name": {}},
+        {"name": "Type probability", "value": 0.25},
+    ]
+    given, _ = read_nuclei(write(content, tmp_path / "c.geojson"), blank_slide)
+    assert given.type_probability[2] == 0.25
+
+
+@pytest.mark.parametrize("value", [pytest.param(10**400, id="huge"), True, "0.5", 1.5, -1])
+def test_a_probability_that_is_none_is_refused(tmp_path, blank_slide, contours, value):
+    content = qupath(contours)
+    content["features"][2]["properties"]["measurements"] = {"Type probability": value}
+    with pytest.raises(DataError, match=r"c\.geojson: feature 2 has Type probability"):
+        read_nuclei(write(content, tmp_path / "c.geojson"), blank_slide)
+
+
+@pytest.mark.parametrize("is_type_first", [True, False])
+@pytest.mark.parametrize("kind", ["MultiLineString", "LineString", "MultiPoint"])
+def test_lines_and_points_are_no_nuclei(tmp_path, blank_slide, contours, kind, is_type_first):
+    content = qupath(contours, "detection", with_nucleus=False)
+    shape = content["features"][5]["geometry"]
+    ring = shape["coordinates"][0]
+    inside = [ring, ring] if kind == "MultiLineString" else ring
+    shape = {"type": kind, "coordinates": inside}
+    if not is_type_first:
+        shape = dict(reversed(shape.items()))
+    content["features"][5]["geometry"] = shape
+    whole = {"type": "GeometryCollection", "geometries": [{"type": kind, "coordinates": inside}]}
+    content["features"][6]["geometry"] = whole
+    given, report = read_nuclei(write(content, tmp_path / "c.geojson"), blank_slide)
+    assert_planted(given, [*contours[:5], *contours[7:]])
+    assert report.dropped == {"no polygon": 2}
+    assert report.notes == ()  # further lines are no holes
+    below = {"type": "Feature", "properties": {"childObjects": content["features"]}}
+    given, _ = read_nuclei(write([below], tmp_path / "c.geojson"), blank_slide)
+    assert_planted(given, [*contours[:5], *contours[7:]])

@@ -66,11 +66,10 @@ def assert_planted(given, contours, factor=0.25):
     """Each nucleus is where it was planted, with its own outline and area."""
     assert len(given) == len(contours)
     for row, contour in enumerate(contours):
-        polygon = shapely.Polygon(np.array(contour) * factor)
+        wanted = (np.array(contour) + 0.5) * factor  # (0, 0) is the middle of the first pixel
+        polygon = shapely.Polygon(wanted)
         first, last = given.outlines.start[row : row + 2]
-        np.testing.assert_allclose(
-            given.outlines.xy_um[first:last], np.array(contour) * factor, atol=1e-3
-        )
+        np.testing.assert_allclose(given.outlines.xy_um[first:last], wanted, atol=1e-3)
         np.testing.assert_allclose(given.xy_um[row], polygon.centroid.coords[0], atol=1e-3)
         assert given.area_um2[row] == pytest.approx(polygon.area, rel=1e-5)
 
@@ -243,10 +242,112 @@ def test_odd_types_and_probabilities_are_refused(tmp_path, blank_slide, contours
         with pytest.raises(DataError, match="nucleus 4 has type"):
             read_nuclei(write(content, tmp_path / "c.json"), blank_slide)
     content["cells"][4] |= {"type": 1, "type_prob": 12}
-    with pytest.raises(DataError, match=r"type_probability of cell 4.* 12; wanted 0 to 1"):
+    with pytest.raises(DataError, match=r"c.json: nucleus 4 has type_prob 12; wanted 0 to 1"):
         read_nuclei(write(content, tmp_path / "c.json"), blank_slide)
-    with pytest.raises(DataError, match="type_map is"):
+    with pytest.raises(DataError, match="type_map has 'b' with 'a'; wanted names and whole"):
         read_nuclei(write(cellvit(contours, type_map={"a": "b"}), tmp_path / "c.json"), blank_slide)
     path = write(hovernet(contours, mag="40x"), tmp_path / "h.json")
     with pytest.raises(DataError, match="mag is '40x'"):
         read_nuclei(path, blank_slide)
+
+
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"type_map": [1, 2]}, "type_map is no object"),
+        ({"type_map": 7}, "type_map is no object"),
+        ({"type_map": {"A": 1, "B": 1}}, "two names for 1, 'A' and 'B'"),
+        ({"type_map": {"1": "A", "01": "B"}}, "two names for 1, 'A' and 'B'"),
+        ({"type_map": {"A": 1.5}}, "type_map has 1.5 with 'A'"),
+        ({"type_map": {"A": True}}, "type_map has True with 'A'"),
+        ({"type_map": {"1": ["A"]}}, "type_map has '1' with"),
+        ({"type_map": {"9" * 5000: "A"}}, "type_map has '9999"),
+        ({"wsi_metadata": [1]}, "wsi_metadata is .1.; wanted an object"),
+        ({"wsi_metadata": {"downsampling": "x"}, "processed_patches": []}, "downsampling is 'x'"),
+        ({"wsi_metadata": {"downsampling": [2]}, "processed_patches": []}, "downsampling is .2."),
+        ({"wsi_metadata": {"downsampling": HUGE}, "processed_patches": []}, "downsampling is 100"),
+    ],
+)
+def test_what_cellvit_never_writes_is_refused_by_name(
+    tmp_path, blank_slide, contours, changes, message
+):
+    path = write(cellvit(contours, **changes), tmp_path / "c.json")
+    with pytest.raises(DataError, match=rf"c\.json: .*{message}"):
+        read_nuclei(path, blank_slide)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"type": 1e30}, "type 1e.30"),
+        ({"type": HUGE}, "type 1000"),
+        ({"type": True}, "type True"),
+        ({"type": "2" * 400}, "type '222"),
+        ({"type_prob": HUGE}, "type_prob 1000"),
+        ({"type_prob": True}, "type_prob True; wanted 0 to 1"),
+        ({"type_prob": "0.9"}, "type_prob '0.9'"),
+        ({"type_prob": 1e39}, "type_prob 1e.39"),
+        ({"type_prob": [1]}, r"type_prob \[1\]"),
+    ],
+)
+def test_numbers_of_a_nucleus_that_are_none_are_refused(
+    tmp_path, blank_slide, contours, changes, message
+):
+    content = cellvit(contours)
+    content["cells"][4] |= changes
+    with pytest.raises(DataError, match=rf"c\.json: nucleus 4 has {message}"):
+        read_nuclei(write(content, tmp_path / "c.json"), blank_slide)
+
+
+def test_coordinates_beyond_numbers_are_no_outline(tmp_path, blank_slide, contours):
+    content = cellvit(contours)
+    content["cells"][4]["contour"][2] = [HUGE, 3]
+    _, report = read_nuclei(write(content, tmp_path / "c.json"), blank_slide)
+    assert report.dropped == {"fewer than 3 vertices": 1}
+    content["cells"][4]["contour"][2] = [6, 3]
+    text = json.dumps(content).replace('"type": 1', '"type": ' + 5000 * "9", 1)
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(DataError, match=r"c\.json: cannot be read as JSON .*4300 digits"):
+        read_nuclei(tmp_path / "c.json", blank_slide)
+
+
+def test_a_name_that_stands_twice_in_a_type_map_is_seen(tmp_path, blank_slide, contours):
+    """Which a parser of the whole file would not: the last one would win."""
+    text = json.dumps(cellvit(contours)).replace('"2": "Inflammatory"', '"1": "Inflammatory"')
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(DataError, match="two names for 1, 'Neoplastic' and 'Inflammatory'"):
+        read_nuclei(tmp_path / "c.json", blank_slide)
+    info = tmp_path / "type_info.json"
+    info.write_text('{"1": ["neopla", [255, 0, 0]], "1": ["inflam", [0, 255, 0]]}')
+    path = write(hovernet(contours), tmp_path / "h.json")
+    with pytest.raises(DataError, match=r"type_info\.json: .*two names for 1"):
+        read_nuclei(path, blank_slide, NucleiConfig(type_info=info))
+
+
+@pytest.mark.parametrize("mag", [True, pytest.param(HUGE, id="huge"), 0, -40, [40], "40x"])
+def test_a_power_that_is_none_is_refused(tmp_path, blank_slide, contours, mag):
+    path = write(hovernet(contours, mag), tmp_path / "h.json")
+    with pytest.raises(DataError, match=r"h\.json: mag is"):
+        read_nuclei(path, blank_slide)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "7", '{"1": []}', '{"1": {"a": 2}}', '{"x": "a"}', "["])
+def test_what_is_no_type_info_is_refused(tmp_path, blank_slide, contours, text):
+    (tmp_path / "t.json").write_text(text)
+    path = write(hovernet(contours), tmp_path / "h.json")
+    with pytest.raises(DataError, match=r"t\.json: .*wanted JSON such as"):
+        read_nuclei(path, blank_slide, NucleiConfig(type_info=tmp_path / "t.json"))
+
+
+def test_other_names_of_the_types_are_other_nuclei(tmp_path, blank_slide, contours):
+    path, info = write(hovernet(contours), tmp_path / "h.json"), tmp_path / "t.json"
+    config, seen = NucleiConfig(type_info=info), set()
+    for name in ("neopla", "inflam"):
+        info.write_text(json.dumps({"1": [name, [1, 2, 3]]}))
+        given, _ = read_nuclei(path, blank_slide, config)
+        assert given.cell_type[0] == name
+        seen |= {given.identity, given.provenance.inputs["nuclei_type_info"]}
+    assert len(seen) == 4

@@ -84,7 +84,7 @@ def test_every_kind_gives_each_nucleus_with_the_area_of_its_pixels(tmp_path, nam
 def test_windows_make_no_difference(tmp_path, monkeypatch):
     path = save(planted(), tmp_path / "l.npy")
     one, _ = read_nuclei(path, slide())
-    monkeypatch.setattr(nuclei_labels, "STRIP_PX", 17)
+    monkeypatch.setattr(nuclei_labels, "PIXELS_AT_ONCE", 17 * SIZE[0])
     monkeypatch.setattr(nuclei_labels, "TILE_PX", 23)
     other, _ = read_nuclei(path, slide())
     assert np.array_equal(one.outlines.xy_um, other.outlines.xy_um)

@@ -56,13 +56,13 @@ def vertices(contours_um, *, with_label=True, as_bytes=False):
     return table if with_label else table.drop(columns="label_id")
 
 
-def um(contours, factor=0.25):
-    return [np.array(contour) * factor for contour in contours]
+def um(contours, factor=0.25, first_px=0.0):
+    return [(np.array(contour) + first_px) * factor for contour in contours]
 
 
 def test_hest_polygons_are_read_with_their_classes(tmp_path, blank_slide, contours):
     given, report = read_nuclei(hest(contours, tmp_path / "T_cellvit_seg.parquet"), blank_slide)
-    assert_planted(given, um(contours))
+    assert_planted(given, um(contours, first_px=0.5))
     assert report.format == given.source == "hest"
     assert given.cell_type == tuple(NAMES[n % 5] for n in range(23))
     assert given.type_probability is None
@@ -246,3 +246,66 @@ def test_tables_of_something_else_are_refused(tmp_path, blank_slide, contours):
     pq.write_table(broken, tmp_path / "wkb.parquet")
     with pytest.raises(DataError, match="cannot be read as a table of outlines"):
         read_nuclei(tmp_path / "wkb.parquet", blank_slide)
+
+
+def corrupt(path, n_bytes=600):
+    """Overwrite what lies before the footer: the pages, not the schema."""
+    with path.open("r+b") as stream:
+        stream.seek(8)
+        stream.write(b"\xa5" * n_bytes)
+    return path
+
+
+def test_torn_pages_are_told_with_the_file(tmp_path, blank_slide, contours):
+    with pytest.raises(DataError, match=r"h\.parquet: cannot be read as a table of outlines"):
+        read_nuclei(corrupt(hest(contours, tmp_path / "h.parquet")), blank_slide)
+    vertices(um(contours)).to_parquet(tmp_path / "x.parquet", index=False)
+    with pytest.raises(DataError, match=r"x\.parquet: cannot be read as a table of outlines"):
+        read_nuclei(corrupt(tmp_path / "x.parquet"), blank_slide, ALIGNED)
+
+
+@pytest.mark.parametrize("column", ["class", "cell_id"])
+@pytest.mark.parametrize("values", [[[1]], [{"a": 1}], [True], [1.5]])
+def test_names_and_ids_that_are_none_are_refused(tmp_path, blank_slide, contours, column, values):
+    table = pq.read_table(hest(contours, tmp_path / "h.parquet"))
+    odd = pa.array(values * len(contours))
+    table = table.set_column(table.column_names.index(column), column, odd)
+    pq.write_table(table, tmp_path / "h.parquet")
+    with pytest.raises(
+        DataError, match=rf"h\.parquet: {column} is of type .*wanted names or whole"
+    ):
+        read_nuclei(tmp_path / "h.parquet", blank_slide)
+
+
+@pytest.mark.parametrize("geo", [b"[1]", b'{"primary_column": ["x"]}', b'{"columns": 7}', b"{"])
+def test_a_record_of_geoparquet_that_is_none_is_refused(tmp_path, blank_slide, contours, geo):
+    table = pq.read_table(hest(contours, tmp_path / "h.parquet"))
+    pq.write_table(table.replace_schema_metadata({b"geo": geo}), tmp_path / "h.parquet")
+    with pytest.raises(DataError, match=r"h\.parquet: "):
+        read_nuclei(tmp_path / "h.parquet", blank_slide)
+
+
+@pytest.mark.parametrize("values", [["1", "2", "3"], [True, False, True], [[1.0], [2.0], [3.0]]])
+def test_vertices_that_are_no_numbers_are_refused(tmp_path, blank_slide, values):
+    table = pa.table({"cell_id": ["a"] * 3, "vertex_x": pa.array(values), "vertex_y": [1.0, 2, 3]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"x\.parquet: vertex_x is of type .*wanted numbers"):
+        read_nuclei(tmp_path / "x.parquet", blank_slide, ALIGNED)
+
+
+def test_cell_ids_that_are_none_are_refused(tmp_path, blank_slide):
+    table = pa.table({"cell_id": [[1]] * 3, "vertex_x": [1.0, 2, 3], "vertex_y": [1.0, 2, 3]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"x\.parquet: "):
+        read_nuclei(tmp_path / "x.parquet", blank_slide, ALIGNED)
+
+
+def test_another_alignment_is_another_input(tmp_path, he_slide, contours):
+    path, matrix = tmp_path / "n.parquet", tmp_path / "a.csv"
+    vertices(on_morphology(contours)).to_parquet(path, index=False)
+    seen = set()
+    for digits in (8, 9):
+        np.savetxt(matrix, TURNED, delimiter=",", fmt=f"%.{digits}f")
+        given, _ = read_nuclei(path, he_slide, NucleiConfig(alignment=matrix))
+        seen |= {given.identity, given.provenance.inputs["nuclei_alignment"]}
+    assert len(seen) == 4

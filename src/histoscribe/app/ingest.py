@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from histoscribe.app.study import (
 )
 from histoscribe.data.atomic import put_in_place
 from histoscribe.data.store import is_current, write_regions
-from histoscribe.readers.manifest import FILES, SampleRow, read_manifest
+from histoscribe.errors import DataError
+from histoscribe.readers.manifest import SampleRow, read_manifest
+from histoscribe.readers.nuclei_config import NucleiConfig
 from histoscribe.readers.sample import read_sample
 from histoscribe.slides.open import open_slide
 
@@ -52,6 +54,7 @@ def ingest_manifest(
         shutil.rmtree(staging, ignore_errors=True)  # of an ingest that was killed
         try:
             samples = tuple(_ingest_row(row, folder, staging, mpp, say) for row in rows)
+            _check_slides_differ(samples)
             _say_who_leaves(folder, samples, say)
             for sample in samples:
                 put_in_place(staging / sample.sample, folder / "samples" / sample.sample)
@@ -90,13 +93,35 @@ def _ingest_row(
         spots=_relative(row.spots, folder) if row.spots else None,
         genes=_relative(row.genes, folder) if row.genes else None,
         platform=row.platform,
-        inputs={name: hash_input(name, file) for name in FILES if (file := getattr(row, name))},
+        inputs={column: hash_input(column, file) for column, file in row.files().items()},
         report=report,
         tissue=_relative(row.tissue, folder) if row.tissue else None,
         nuclei=_relative(row.nuclei, folder) if row.nuclei else None,
-        nuclei_format=row.nuclei_format,
-        nuclei_mpp=row.nuclei_mpp,
+        nuclei_options=_given_options(row.nuclei_config, folder),
     )
+
+
+def _given_options(config: NucleiConfig, folder: Path) -> dict[str, Any]:
+    """What is not as it is by default, files relative to the study."""
+    usual = NucleiConfig()
+    given = {one.name: getattr(config, one.name) for one in fields(config)}
+    return {
+        name: _relative(value, folder) if isinstance(value, Path) else value
+        for name, value in given.items()
+        if value != getattr(usual, name)
+    }
+
+
+def _check_slides_differ(samples: tuple[Sample, ...]) -> None:
+    """DataError if two slides are one by their content: it could be on both sides of a split."""
+    first: dict[str, Sample] = {}
+    for sample in samples:
+        other = first.setdefault(sample.inputs["slide"], sample)
+        if other is not sample:
+            raise DataError(
+                f"Samples '{other.sample}' and '{sample.sample}' have one slide: {other.slide} and "
+                f"{sample.slide} hold the same bytes. Give each its own image, or remove a row."
+            )
 
 
 def _say_who_leaves(folder: Path, samples: tuple[Sample, ...], say: Callable[[str], None]) -> None:

@@ -16,7 +16,7 @@ import platform
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 from histoscribe import __version__
 from histoscribe.data.atomic import hash_file
 from histoscribe.errors import ConfigError, DataError, MismatchError
-from histoscribe.readers.nuclei_config import NucleiFormat
+from histoscribe.readers.nuclei_config import NUCLEI_COLUMNS, NUCLEI_FILES, NucleiConfig
 from histoscribe.slides.open import hash_slide_file
 
 FORMAT = 1
@@ -49,8 +49,8 @@ class Sample:
         report: What the reader dropped, and why, by reason.
         tissue: A tissue mask as GeoJSON, relative to the study folder, or None to find it.
         nuclei: Nuclei of another program, relative to the study folder, or None to find them.
-        nuclei_format: What wrote them, or None to tell by the content.
-        nuclei_mpp: µm per pixel of their coordinates where the file does not say it.
+        nuclei_options: What was given of `NucleiConfig`, files relative to the study folder; in
+            study.json each goes by its column of the manifest.
     """
 
     sample: str
@@ -65,8 +65,13 @@ class Sample:
     report: Mapping[str, Any]
     tissue: str | None = None
     nuclei: str | None = None
-    nuclei_format: NucleiFormat | None = None
-    nuclei_mpp: float | None = None
+    nuclei_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def file_of(self, role: str) -> str:
+        """The file of a role of `inputs`, relative to the study folder."""
+        if role in NUCLEI_FILES:
+            return self.nuclei_options[NUCLEI_COLUMNS[role]]
+        return getattr(self, role)
 
 
 @dataclass(frozen=True)
@@ -92,21 +97,30 @@ class Study:
         """An input of the manifest as a path that can be opened."""
         return (self.folder / relative).resolve()
 
+    def nuclei_config_of(self, sample: Sample) -> NucleiConfig:
+        """How the nuclei that are given for a sample are to be read."""
+        options = dict(sample.nuclei_options)
+        for name in (NUCLEI_COLUMNS[column] for column in NUCLEI_FILES):
+            if name in options:
+                options[name] = self.path_of(options[name])
+        return NucleiConfig(**options)
+
     def run_folder(self, run: str) -> Path:
         """Where the run of that name is kept; ConfigError if the name is no file name."""
         check_name(run, "run")
         return self.folder / "runs" / run
 
     def prepared_record(self, sample: Sample) -> dict[str, Any] | None:
-        """What `prepare` noted when it had finished the sample, or None."""
-        path = self.folder_of(sample) / "prepare.json"
-        return read_json(path) if path.exists() else None
+        """What `prepare` noted when it had finished the sample; None if nothing whole is there."""
+        try:
+            return read_json(self.folder_of(sample) / "prepare.json")
+        except (DataError, OSError):
+            return None
 
     def check_inputs(self, sample: Sample) -> None:
         """MismatchError if a file of the sample is no longer the one that was ingested."""
         for role, wanted in sample.inputs.items():
-            relative = getattr(sample, role)
-            path = self.path_of(relative)
+            path = self.path_of(sample.file_of(role))
             if not path.exists():
                 raise DataError(
                     f"{role} of sample '{sample.sample}' is gone: {path}. "
@@ -176,8 +190,8 @@ def open_study(folder: Path) -> Study:
             "Ingest the manifest into a new folder."
         )
     try:
-        samples = tuple(Sample(**row) for row in record["samples"])
-    except (KeyError, TypeError) as fault:
+        samples = tuple(_from_record(row) for row in record["samples"])
+    except (KeyError, TypeError, AttributeError) as fault:
         raise DataError(
             f"{path} is not a study of this version ({fault}). "
             "Ingest the manifest into a new folder."
@@ -188,9 +202,25 @@ def open_study(folder: Path) -> Study:
 def create_study(folder: Path, samples: tuple[Sample, ...]) -> Study:
     """Write `study.json`; an existing one is replaced in one step, the stores are kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"format": FORMAT, "samples": [asdict(sample) for sample in samples]}
+    record = {"format": FORMAT, "samples": [_to_record(sample) for sample in samples]}
     write_json(folder / "study.json", record)
     return Study(folder, samples)
+
+
+def _to_record(sample: Sample) -> dict[str, Any]:
+    record = asdict(sample)
+    options = record.pop("nuclei_options")
+    return record | {column: options.get(name) for column, name in NUCLEI_COLUMNS.items()}
+
+
+def _from_record(record: Mapping[str, Any]) -> Sample:
+    options = {
+        name: record[column]
+        for column, name in NUCLEI_COLUMNS.items()
+        if record.get(column) is not None
+    }
+    rest = {name: value for name, value in record.items() if name not in NUCLEI_COLUMNS}
+    return Sample(**rest, nuclei_options=options)
 
 
 def hash_input(role: str, path: Path) -> str:

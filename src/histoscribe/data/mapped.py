@@ -56,10 +56,10 @@ def release(array: np.ndarray) -> None:
     What was written to it is kept: the pages belong to the file. Plain arrays, private mappings
     and systems that cannot do so are left as they are.
     """
-    owner: object = array
-    while owner is not None and not isinstance(owner, np.memmap):
-        owner = getattr(owner, "base", None)
-    if owner is None or owner.mode == "c":
+    owner = array
+    while isinstance(owner.base, np.ndarray):  # of a view, also one that is a memmap itself
+        owner = owner.base
+    if not isinstance(owner, np.memmap) or owner.mode == "c":
         return
     pages = owner.base
     if isinstance(pages, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):

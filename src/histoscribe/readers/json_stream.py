@@ -102,6 +102,8 @@ class JsonStream:
                     continue
                 self._at = fault.pos
                 raise self._fault(fault.msg) from fault
+            except ValueError as fault:  # a whole number too long for Python
+                raise self._fault(str(fault).split(";")[0]) from fault
             except RecursionError as fault:
                 raise self._fault("it is nested too deep") from fault
             if end > len(self._text) - LONGEST_TAIL and self._fill():

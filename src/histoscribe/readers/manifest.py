@@ -2,26 +2,32 @@
 
 Columns: sample, patient, slide, mpp, expression; optional: platform (legacy-st or h5ad, told by
 the ending where empty), spots, genes, diameter_um, pitch_um, min_counts; tissue (a mask as
-GeoJSON); nuclei (what another program found), nuclei_format and nuclei_mpp.
+GeoJSON); nuclei (what another program found), and nuclei_ before each option of `NucleiConfig`.
 """
 
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
-from histoscribe.errors import DataError
-from histoscribe.readers.nuclei_config import NucleiFormat
+from histoscribe.errors import ConfigError, DataError
+from histoscribe.readers.nuclei_config import (
+    NUCLEI_COLUMNS,
+    NUCLEI_FILES,
+    OPTION_KINDS,
+    NucleiConfig,
+)
 from histoscribe.readers.section import LEGACY_ST, VISIUM, SpotSizes
 
 REQUIRED = ("sample", "patient", "slide", "mpp", "expression")
 SIZES = ("diameter_um", "pitch_um", "min_counts")
-MASKS = ("tissue", "nuclei", "nuclei_format", "nuclei_mpp")
+MASKS = ("tissue", "nuclei", *NUCLEI_COLUMNS)
 OPTIONAL = ("platform", "spots", "genes", *SIZES, *MASKS)
 FILES = ("slide", "expression", "spots", "genes", "tissue", "nuclei")
 FORBIDDEN_IN_NAME = ("/", "\\", ":", "..")  # a sample names a folder of the study
+YES_NO = {"yes": True, "true": True, "no": False, "false": False}  # spreadsheets write TRUE
 
 Platform = Literal["legacy-st", "h5ad"]
 DEFAULT_SIZES: dict[Platform, SpotSizes] = {"legacy-st": LEGACY_ST, "h5ad": VISIUM}
@@ -43,8 +49,7 @@ class SampleRow:
         sizes: Spot diameter, pitch and least counts, or None without counts.
         tissue: A tissue mask as GeoJSON, in place of the one that would be found.
         nuclei: Nuclei of another program, in place of those that would be found.
-        nuclei_format: What wrote them, or None to tell by the content.
-        nuclei_mpp: µm per pixel of their coordinates where the file does not say it.
+        nuclei_config: How they are to be read.
     """
 
     sample: str
@@ -58,8 +63,15 @@ class SampleRow:
     sizes: SpotSizes | None
     tissue: Path | None = None
     nuclei: Path | None = None
-    nuclei_format: NucleiFormat | None = None
-    nuclei_mpp: float | None = None
+    nuclei_config: NucleiConfig = field(default_factory=NucleiConfig)
+
+    def files(self) -> dict[str, Path]:
+        """Every file of the row by its column."""
+        found = {column: getattr(self, column) for column in FILES}
+        found |= {
+            column: getattr(self.nuclei_config, NUCLEI_COLUMNS[column]) for column in NUCLEI_FILES
+        }
+        return {column: file for column, file in found.items() if file is not None}
 
 
 class Record(NamedTuple):
@@ -90,7 +102,8 @@ def read_manifest(path: str | Path) -> list[SampleRow]:
     records = _records(path)
     faults: list[str] = []
     rows = [_row(record, faults) for record in records]
-    faults += _repeats(records, "sample") + _repeats(records, "slide")
+    faults += _repeats(records, "sample", [record.cells["sample"] for record in records])
+    faults += _repeats(records, "slide", [_place(record) for record in records])
     if faults:
         listed = "\n  ".join(faults)
         msg = f"{path}: {len(faults)} fault(s) in the manifest; mend these rows:\n  {listed}"
@@ -165,13 +178,9 @@ def _row(record: Record, faults: list[str]) -> SampleRow | None:
     platform = _platform(record, faults)
     if platform == "legacy-st" and not record.cells.get("spots"):
         faults.append(f"{record.at('spots')} empty; legacy-st needs the table of spots")
-    mpp = _number(record, "mpp", faults)
+    mpp = _number(record, "mpp", faults, is_above_0=True)
     sizes = _sizes(record, platform, faults)
-    nuclei_mpp = _number(record, "nuclei_mpp", faults)
-    nuclei_format = _nuclei_format(record, faults)
-    for column in ("nuclei_format", "nuclei_mpp"):
-        if record.cells.get(column) and not record.cells.get("nuclei"):
-            faults.append(f"{record.at(column)} without a file of nuclei; fill the column nuclei")
+    nuclei_config = _nuclei_config(record, faults)
     if len(faults) > n_before or files["slide"] is None:
         return None
     return SampleRow(
@@ -186,8 +195,7 @@ def _row(record: Record, faults: list[str]) -> SampleRow | None:
         sizes=sizes,
         tissue=files["tissue"],
         nuclei=files["nuclei"],
-        nuclei_format=nuclei_format,
-        nuclei_mpp=nuclei_mpp,
+        nuclei_config=nuclei_config,
     )
 
 
@@ -213,20 +221,42 @@ def _platform(record: Record, faults: list[str]) -> Platform | None:
     return None
 
 
-def _nuclei_format(record: Record, faults: list[str]) -> NucleiFormat | None:
-    given = record.cells.get("nuclei_format")
-    if not given:
-        return None
-    for known in get_args(NucleiFormat):
-        if given == known:
-            return known
-    faults.append(
-        f"{record.at('nuclei_format')} unknown; wanted {', '.join(get_args(NucleiFormat))}"
-    )
+def _nuclei_config(record: Record, faults: list[str]) -> NucleiConfig:
+    n_before, given = len(faults), {}
+    for column, name in NUCLEI_COLUMNS.items():
+        if not record.cells.get(column):
+            continue
+        if not record.cells.get("nuclei"):
+            faults.append(f"{record.at(column)} without a file of nuclei; fill the column nuclei")
+        given[name] = _option(record, column, OPTION_KINDS[name], faults)
+    if len(faults) == n_before:
+        try:
+            return NucleiConfig(**given)
+        except ConfigError as fault:  # options that do not go together
+            columns = ", ".join(column for column, name in NUCLEI_COLUMNS.items() if name in given)
+            faults.append(f"row {record.number}, columns {columns}: {fault}")
+    return NucleiConfig()
+
+
+def _option(record: Record, column: str, kind: Any, faults: list[str]) -> Any:  # noqa: ANN401
+    """The value of an option, as its kind wants it."""
+    if kind is float:
+        return _number(record, column, faults, is_above_0=True)
+    if kind is Path:
+        return _file(record, column, faults)
+    text = record.cells[column]
+    if kind is bool and text.lower() in YES_NO:
+        return YES_NO[text.lower()]
+    if kind is not bool and text in get_args(kind):
+        return text
+    wanted = "yes or no" if kind is bool else ", ".join(get_args(kind))
+    faults.append(f"{record.at(column)} unknown; wanted {wanted}")
     return None
 
 
-def _number(record: Record, column: str, faults: list[str]) -> float | None:
+def _number(
+    record: Record, column: str, faults: list[str], *, is_above_0: bool = False
+) -> float | None:
     text = record.cells.get(column)
     if not text:
         return None
@@ -234,8 +264,9 @@ def _number(record: Record, column: str, faults: list[str]) -> float | None:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not (math.isfinite(number) and number >= 0):
-        faults.append(f"{record.at(column)} no number of 0 or more (decimal point, not comma)")
+    if not math.isfinite(number) or number < 0 or (is_above_0 and number == 0):
+        least = "above 0" if is_above_0 else "of 0 or more"
+        faults.append(f"{record.at(column)} no number {least} (decimal point, not comma)")
         return None
     return number
 
@@ -252,12 +283,22 @@ def _sizes(record: Record, platform: Platform | None, faults: list[str]) -> Spot
     return replace(DEFAULT_SIZES[platform], **wanted)
 
 
-def _repeats(records: Sequence[Record], column: str) -> list[str]:
+def _place(record: Record) -> str:
+    """Where a slide truly lies, whichever way it is written and whatever links lead there."""
+    if not record.cells["slide"]:
+        return ""
+    file = record.home / record.cells["slide"]
+    try:
+        return str(file.resolve())
+    except (OSError, RuntimeError, ValueError):  # no such place, links in a circle
+        return str(file)
+
+
+def _repeats(records: Sequence[Record], column: str, values: Sequence[str]) -> list[str]:
     """A sample twice would be one folder, a slide twice could be on both sides of a split."""
     first: dict[str, int] = {}
     return [
-        f"{record.at(column)} already in row {first[record.cells[column]]}; wanted each once"
-        for record in records
-        if record.cells[column]
-        and first.setdefault(record.cells[column], record.number) != record.number
+        f"{record.at(column)} already in row {first[value]}; wanted each once"
+        for record, value in zip(records, values, strict=True)
+        if value and first.setdefault(value, record.number) != record.number
     ]

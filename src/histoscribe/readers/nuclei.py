@@ -79,18 +79,24 @@ SIGNATURES = {
 
 
 def read_nuclei(
-    path: str | Path, slide: Slide, config: NucleiConfig | None = None
+    path: str | Path,
+    slide: Slide,
+    config: NucleiConfig | None = None,
+    scratch: Path | None = None,
 ) -> tuple[GivenNuclei, NucleiReport]:
     """Read the nuclei of a slide.
 
-    Contours are taken as they are written. CellViT, HoVer-Net and HEST's cellvit_seg trace through
-    the middles of border pixels, so that their nuclei are half a pixel smaller all round than
-    their masks; their area here is that of the contour. Labels have the area of their pixels.
+    CellViT, HoVer-Net and HEST's cellvit_seg trace through the middles of border pixels and call
+    the middle of the slide's first pixel (0, 0): half a pixel of theirs is added, so that a nucleus
+    lies where its mask does. It stays one pixel less wide and high than the mask, half a pixel on
+    each side, and its area is that of the contour. Labels have the area of their pixels.
 
     Args:
         path: The file; its format is told by its content.
         slide: The slide they are of, with the right scale.
         config: What the file does not say of itself.
+        scratch: Folder in which a label image is unpacked, to a file without a name that is gone
+            when it was read; the system's folder for such files if None.
 
     Returns:
         The nuclei, in the order of the file, and what was left out and why.
@@ -100,6 +106,7 @@ def read_nuclei(
         DataError: Missing, broken, of no known format, without nuclei, or with more than 1 % of
             them outside the slide.
         MismatchError: The file belongs to another slide.
+        MissingExtra: The disk has no room to unpack a label image.
     """
     path, config = Path(path), config or NucleiConfig()
     content = content_of(path)
@@ -109,10 +116,8 @@ def read_nuclei(
             f"{' or '.join(FORMATS_OF[content])}; leave the format out"
         )
     module, function = READERS[content].split(":")
-    reader: Callable[[Path, Slide, NucleiConfig], RawNuclei] = getattr(
-        import_module(module), function
-    )
-    raw = reader(path, slide, config)
+    reader: Callable[..., RawNuclei] = getattr(import_module(module), function)
+    raw = reader(path, slide, config, *((scratch,) if content == "labels" else ()))
     given, report = settle(raw, path, slide)
     for note in report.notes:
         LOG.warning("%s: %s", path, note)
@@ -214,7 +219,7 @@ def settle(raw: RawNuclei, path: Path, slide: Slide) -> tuple[GivenNuclei, Nucle
         provenance=Provenance(
             f"histoscribe {version('histoscribe')} read_nuclei",
             settings,
-            {"nuclei": hash_file(path)},
+            {"nuclei": hash_file(path), **raw.inputs},
         ),
         cell_type=None if types is None else tuple(types[row] for row in placed.row),
         type_probability=None if raw.type_probability is None else raw.type_probability[placed.row],

@@ -1,9 +1,10 @@
 """How a file of nuclei is to be read: what the file itself does not say."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, get_args
+from types import NoneType
+from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 from jaxtyping import Float64
@@ -22,7 +23,7 @@ class NucleiConfig:
     Attributes:
         format: The format, or None to tell it by the content.
         mpp: µm per pixel of the file's coordinates, in place of what the format has: of a label
-            image that is not on the slide's own grid, of a HoVer-Net tile, 1 for µm.
+            image that is not on the slide's own grid, of a HoVer-Net tile, 1 for QuPath in µm.
         mag: Objective power that a HoVer-Net file was made at, where the file has none.
         slide_mag: Objective power of the slide; by its µm per pixel if None.
         alignment: Xenium: the CSV that brings the H&E image onto the morphology image.
@@ -59,11 +60,45 @@ class NucleiConfig:
             raise ConfigError("an alignment is given, and is_aligned says none is needed; give one")
 
 
-def pixels_to_um(slide: Slide, config: NucleiConfig) -> Float64[np.ndarray, "2 3"]:
+NUCLEI_COLUMNS = {f"nuclei_{one.name}": one.name for one in fields(NucleiConfig)}
+"""Column of a manifest -> option: every option can be given there."""
+
+
+def _kind_of(hint: Any) -> Any:  # noqa: ANN401 - a type, of whatever form
+    """A type without its None."""
+    members = get_args(hint)
+    return next(one for one in members if one is not NoneType) if NoneType in members else hint
+
+
+OPTION_KINDS: dict[str, Any] = {
+    name: _kind_of(hint) for name, hint in get_type_hints(NucleiConfig).items()
+}
+"""Option -> what it is: float, bool, Path, or a Literal of names."""
+
+NUCLEI_FILES = tuple(
+    column for column, name in NUCLEI_COLUMNS.items() if OPTION_KINDS[name] is Path
+)
+"""The columns that name a file."""
+
+MIDDLE_PX = 0.5
+"""What contours lack that go through the middles of border pixels and call the first one's 0."""
+
+
+def pixels_to_um(
+    slide: Slide, config: NucleiConfig, first_px: float = 0.0
+) -> Float64[np.ndarray, "2 3"]:
     """From pixels of the full-resolution level, or of `config.mpp`, to µm."""
-    return scaled(slide.mpp if config.mpp is None else (config.mpp, config.mpp))
+    return scaled(slide.mpp if config.mpp is None else (config.mpp, config.mpp), first_px)
 
 
-def scaled(mpp: tuple[float, float]) -> Float64[np.ndarray, "2 3"]:
-    """From pixels of `mpp` (x, y) to µm; both frames have their origin top left."""
-    return np.array([[mpp[0], 0.0, 0.0], [0.0, mpp[1], 0.0]])
+def scaled(mpp: tuple[float, float], first_px: float = 0.0) -> Float64[np.ndarray, "2 3"]:
+    """From a file's pixels to µm of the slide, whose origin is the top left corner of its image.
+
+        um = mpp * (px + first_px)
+
+    Args:
+        mpp: µm per pixel of the file, (x, y).
+        first_px: Where the file's (0, 0) is in its own pixels: 0 for the corner of the first one,
+            `MIDDLE_PX` for its middle.
+    """
+    return np.array([[mpp[0], 0.0, mpp[0] * first_px], [0.0, mpp[1], mpp[1] * first_px]])

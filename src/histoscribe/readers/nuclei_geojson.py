@@ -12,7 +12,8 @@ from histoscribe.data.export import PROBABILITY
 from histoscribe.data.slide import Slide
 from histoscribe.errors import DataError
 from histoscribe.readers.json_stream import JsonStream, Place
-from histoscribe.readers.nuclei_config import NucleiConfig, pixels_to_um
+from histoscribe.readers.json_values import share_of
+from histoscribe.readers.nuclei_config import MIDDLE_PX, NucleiConfig, pixels_to_um
 from histoscribe.readers.packed import open_text
 from histoscribe.readers.rings import RawNuclei, RingCollector, Rings, largest_of
 
@@ -29,6 +30,7 @@ KINDS = {
 }
 """objectType of QuPath 0.3 and later, and the id of 0.2, which was the same for all."""
 GEOMETRIES = ("geometry", "nucleusGeometry")
+AREAS = ("Polygon", "MultiPolygon", "GeometryCollection")
 OF_A_FEATURE = {("id",), ("properties",), ("childObjects",), *((name,) for name in GEOMETRIES)}
 GONE_INTO = {(), *((name,) for name in GEOMETRIES), *((n, "coordinates") for n in GEOMETRIES)}
 
@@ -50,15 +52,16 @@ class Features(NamedTuple):
 class FeatureCollector:
     """Features as they come, piece by piece."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self.rings = RingCollector()
-        self.owner, self.is_nucleus = array("q"), array("b")
+        self.owner, self.is_nucleus, self.n_holes = array("q"), array("b"), array("q")
         self.kind, self.probability = array("q"), array("f")
         self.name: list[str] = []
         self.is_repeat = array("b")
-        self.n_holes = 0
+        self._no_area: set[int] = set()
         self._names: dict[str, str] = {}
-        self._seen: set[str] = set()
+        self._seen: set[str | int] = set()
         self._row = -1
 
     def begin(self) -> None:
@@ -71,11 +74,21 @@ class FeatureCollector:
 
     def add_id(self, value: Any) -> None:  # noqa: ANN401 - as the file has it
         """The id of a feature: in QuPath 0.2 its kind."""
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            return
         if value in KINDS:
-            self.kind[self._row] = KINDS[value]
-        elif isinstance(value, str):
+            self.kind[self._row] = KINDS[str(value)]
+        else:
             self.is_repeat[self._row] = value in self._seen
             self._seen.add(value)
+
+    def add_type(self, which: str, value: Any) -> None:  # noqa: ANN401
+        """The type of a geometry, which may follow its coordinates: lines and points have no area.
+
+        The coordinates of a MultiLineString look like those of a polygon.
+        """
+        if not _has_area(value):
+            self._no_area.add(2 * self._row + (which == "nucleusGeometry"))
 
     def add_member(self, which: str, number: int, value: Any) -> None:  # noqa: ANN401
         """A member of the coordinates: a ring of a polygon, or a polygon of several."""
@@ -84,13 +97,15 @@ class FeatureCollector:
             self._add_polygon(which, value)
         elif depth == 2 and number == 0:
             self._add_polygon(which, [value])
-        elif depth == 2:
-            self.n_holes += 1
+        elif depth == 2 and len(self.owner) and self.owner[-1] == self._row:
+            self.n_holes[-1] += 1
 
     def add_geometries(self, which: str, value: Any) -> None:  # noqa: ANN401
         """The polygons of a collection."""
         for part in value if isinstance(value, list) else ():
-            if isinstance(part, Mapping) and isinstance(part.get("coordinates"), list):
+            if not isinstance(part, Mapping) or not _has_area(part.get("type")):
+                continue
+            if isinstance(part.get("coordinates"), list):
                 for number, member in enumerate(part["coordinates"]):
                     self.add_member(which, number, member)
 
@@ -105,7 +120,11 @@ class FeatureCollector:
         self.name[self._row] = self._names.setdefault(
             name, name
         )  # one string a class, not one a nucleus
-        self.probability[self._row] = _probability_of(value.get("measurements"))
+        self.probability[self._row] = share_of(
+            self._path,
+            f"feature {self._row} has {PROBABILITY}",
+            _probability_of(value.get("measurements")),
+        )
         self.add_children(value.get("childObjects"))
 
     def add_children(self, value: Any) -> None:  # noqa: ANN401
@@ -133,19 +152,22 @@ class FeatureCollector:
         self.rings.add(polygon[0])
         self.owner.append(self._row)
         self.is_nucleus.append(which == "nucleusGeometry")
-        self.n_holes += len(polygon) - 1
+        self.n_holes.append(len(polygon) - 1)
 
     def finish(self, *, is_list: bool) -> Features:
         """All of them."""
+        owner = np.frombuffer(self.owner, dtype=np.int64)
+        is_nucleus = np.frombuffer(self.is_nucleus, dtype=bool)
+        kept = np.flatnonzero(~np.isin(2 * owner + is_nucleus, list(self._no_area)))
         return Features(
-            self.rings.rings(),
-            np.frombuffer(self.owner, dtype=np.int64),
-            np.frombuffer(self.is_nucleus, dtype=bool),
+            self.rings.rings().take(kept) if self._no_area else self.rings.rings(),
+            owner[kept],
+            is_nucleus[kept],
             np.frombuffer(self.kind, dtype=np.int64),
             self.name,
             np.frombuffer(self.probability, dtype=np.float32),
             np.frombuffer(self.is_repeat, dtype=bool),
-            self.n_holes,
+            int(np.frombuffer(self.n_holes, dtype=np.int64)[kept].sum()),
             is_list,
         )
 
@@ -174,7 +196,7 @@ def read_geojson(path: Path, slide: Slide, config: NucleiConfig) -> RawNuclei:
 
 def collect(path: Path) -> Features:
     """All features of a file: a collection, a list, or one feature."""
-    found = FeatureCollector()
+    found = FeatureCollector(path)
     is_list, current = False, None
     with open_text(path) as file:
         for place, value in JsonStream(file, path).walk(_opens):
@@ -209,6 +231,8 @@ def _add_piece(found: FeatureCollector, inside: Place, value: Any) -> None:  # n
         found.add_properties(value)
     elif inside == ("childObjects",):
         found.add_children(value)
+    elif inside[0] in GEOMETRIES and inside[1:] == ("type",):
+        found.add_type(str(inside[0]), value)
     elif inside[0] in GEOMETRIES and len(inside) == 3 and isinstance(inside[2], int):
         found.add_member(str(inside[0]), inside[2], value)
     elif inside[0] in GEOMETRIES and inside[1:] == ("geometries",):
@@ -224,7 +248,11 @@ def _is_one_a_class(features: Features) -> bool:
 
 
 def _by_class(features: Features, slide: Slide, config: NucleiConfig) -> RawNuclei:
-    """Every outline is a nucleus, its class that of the feature."""
+    """Every outline is a nucleus, its class that of the feature.
+
+    Where classes are names CellViT drew the outlines, through the middles of pixels; where they
+    are running numbers HEST turned Xenium's into GeoJSON, which have no pixels.
+    """
     names = features.name
     notes = _hole_notes(features.n_holes)
     is_numbered = bool(names) and all(name.isdecimal() for name in names)
@@ -234,7 +262,7 @@ def _by_class(features: Features, slide: Slide, config: NucleiConfig) -> RawNucl
     return RawNuclei(
         format="hest" if config.format == "hest" else "cellvit",
         rings=features.rings,
-        to_um=pixels_to_um(slide, config),
+        to_um=pixels_to_um(slide, config, 0.0 if is_numbered else MIDDLE_PX),
         cell_type=tuple(names[one] for one in features.owner) if has_types else None,
         notes=notes,
     )
@@ -294,6 +322,11 @@ def _hole_notes(n_holes: int) -> tuple[str, ...]:
     return (f"{n_holes} holes of outlines are filled",) if n_holes else ()
 
 
+def _has_area(value: Any) -> bool:  # noqa: ANN401
+    """Whether a geometry of this type may be a polygon; one that does not say may."""
+    return not isinstance(value, str) or value in AREAS
+
+
 def _depth(value: Any) -> int:  # noqa: ANN401
     """How deep lists are nested: 1 a point, 2 a ring, 3 a polygon; 0 for anything else."""
     depth = 0
@@ -313,9 +346,9 @@ def _class_of(value: Any) -> str:  # noqa: ANN401
     return value.strip() if isinstance(value, str) else ""
 
 
-def _probability_of(value: Any) -> float:  # noqa: ANN401
-    """The measurement of this name; an object since QuPath 0.4, a list before."""
-    if isinstance(value, list):
-        value = {one.get("name"): one.get("value") for one in value if isinstance(one, Mapping)}
-    number = value.get(PROBABILITY) if isinstance(value, Mapping) else None
-    return float(number) if isinstance(number, int | float) else float("nan")
+def _probability_of(value: Any) -> Any:  # noqa: ANN401
+    """The measurement of this name or None; an object since QuPath 0.4, a list before."""
+    if not isinstance(value, list):
+        return value.get(PROBABILITY) if isinstance(value, Mapping) else None
+    named = [one for one in value if isinstance(one, Mapping) and one.get("name") == PROBABILITY]
+    return named[-1].get("value") if named else None

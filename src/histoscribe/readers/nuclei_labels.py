@@ -7,14 +7,15 @@ import numpy as np
 from jaxtyping import Float64, Int64, Integer
 from skimage import measure
 
+from histoscribe.data.mapped import release
 from histoscribe.data.outlines import trace_outlines
 from histoscribe.data.slide import Slide
 from histoscribe.errors import DataError
+from histoscribe.readers.label_image import LabelFile, open_label_file
 from histoscribe.readers.nuclei_config import NucleiConfig, pixels_to_um
-from histoscribe.readers.packed import read_head
 from histoscribe.readers.rings import RawNuclei, Rings, starts
 
-STRIP_PX = 512  # rows looked at together
+PIXELS_AT_ONCE = 2**22  # whole rows of so many pixels are searched together: at most 0.2 GB
 TILE_PX = 1024  # nuclei that begin in such a square are traced together
 LARGEST_PX = 512  # across; a label that spreads wider is in pieces far apart, or no nucleus
 SIZE_TOLERANCE = 0.01
@@ -40,20 +41,31 @@ class Traced(NamedTuple):
     n_pieces: Int64[np.ndarray, " label"]
 
 
-def read_labels(path: Path, slide: Slide, config: NucleiConfig) -> RawNuclei:
+def read_labels(
+    path: Path, slide: Slide, config: NucleiConfig, scratch: Path | None = None
+) -> RawNuclei:
     """Read a label image of the whole slide: on its own grid, or at `config.mpp`.
 
     A nucleus is the largest connected piece of its number. Its area is that of its pixels, its
-    outline goes through the middles of the pixels' sides. Order is by rising number. The image is
-    held in memory as it is.
+    outline goes through the middles of the pixels' sides. Order is by rising number. Memory holds
+    windows of the image and the outlines; only a PNG is held whole.
+
+    Args:
+        path: The file.
+        slide: The slide.
+        config: Its `mpp` if the image is not on the slide's own grid.
+        scratch: Folder to unpack it in.
 
     Raises:
         DataError: No label image, one of another size than the slide, or numbers that were cut
             off at 65,535.
+        MissingExtra: No room on the disk to unpack it.
     """
-    labels = _load(path)
-    _check_size(path, labels, slide, config)
-    found = find_labels(labels)
+    file = open_label_file(path)
+    _check_kind(path, file)
+    _check_size(path, file.shape, slide, config)
+    labels = file.load(scratch)
+    found = find_labels(path, labels)
     traced = trace_labels(labels, found)
     in_pieces = int((traced.n_pieces > 1).sum())
     if in_pieces and len(found.number) == 1:
@@ -80,19 +92,27 @@ def read_labels(path: Path, slide: Slide, config: NucleiConfig) -> RawNuclei:
     )
 
 
-def find_labels(labels: Labels) -> Found:
-    """The numbers that occur, and the box of each; strip by strip."""
+def find_labels(path: Path, labels: Labels) -> Found:
+    """The numbers that occur, and the box of each; some rows at a time.
+
+    Raises:
+        DataError: Some are no numbers of nuclei; `path` names the file then.
+    """
     parts: list[np.ndarray] = [np.zeros((0, 5), np.int64)]
-    for top in range(0, len(labels), STRIP_PX):
-        strip = labels[top : top + STRIP_PX]
+    n_rows = max(1, PIXELS_AT_ONCE // max(1, labels.shape[1]))
+    for top in range(0, len(labels), n_rows):
+        strip = labels[top : top + n_rows]
         y, x = np.nonzero(strip)
-        number, place = np.unique(np.asarray(strip[y, x], dtype=np.int64), return_inverse=True)
+        numbers = strip[y, x]
+        _check_numbers(path, numbers)
+        number, place = np.unique(np.asarray(numbers, dtype=np.int64), return_inverse=True)
         low = np.full((len(number), 2), np.iinfo(np.int64).max)
         high = np.zeros((len(number), 2), np.int64)
         for axis, at in enumerate((y + top, x)):
             np.minimum.at(low[:, axis], place, at)
             np.maximum.at(high[:, axis], place, at + 1)
         parts.append(np.column_stack([number, low, high]))
+        release(labels)
     rows = np.concatenate(parts)
     number, place = np.unique(rows[:, 0], return_inverse=True)
     low = np.full((len(number), 2), np.iinfo(np.int64).max)
@@ -129,6 +149,7 @@ def trace_labels(labels: Labels, found: Found) -> Traced:
         xy.append(outlines.xy_px.astype(np.float64) + corner[::-1])
         size[rows] = np.diff(outlines.start)
         order.append(rows)
+        release(labels)
     by_square = np.concatenate(order)
     rings = Rings(np.concatenate(xy), starts(size[by_square]))
     place = np.full(n_labels, -1)
@@ -161,51 +182,28 @@ def _window(corner: Int64[np.ndarray, "2"], end: Int64[np.ndarray, "2"]) -> tupl
     return slice(int(corner[0]), int(end[0])), slice(int(corner[1]), int(end[1]))
 
 
-def _load(path: Path) -> np.ndarray:
-    """The image, if it is one of labels."""
-    try:
-        labels = _read(path)
-    except (OSError, ValueError, EOFError, RuntimeError) as fault:
-        text = " ".join(str(fault).split())
-        raise DataError(
-            f"{path}: no label image that can be read ({text}); wanted whole numbers in TIFF, PNG "
-            "or npy, without pickled objects"
-        ) from fault
-    while labels.ndim > 2 and labels.shape[0] == 1:
-        labels = labels[0]
-    if labels.ndim != 2:
-        shape = " x ".join(map(str, labels.shape))
+def _check_kind(path: Path, file: LabelFile) -> None:
+    """DataError if this is no image of one whole number a pixel."""
+    if len(file.shape) != 2:
+        shape = " x ".join(map(str, file.shape))
         raise DataError(f"{path}: an image of {shape}; wanted labels y x x, one number a pixel")
-    if labels.dtype.kind not in "iu":
+    if file.dtype.kind not in "iu":
         raise DataError(
-            f"{path}: labels of type {labels.dtype}; wanted whole numbers: save them as int32"
+            f"{path}: labels of type {file.dtype}; wanted whole numbers: save them as int32"
         )
-    if labels.size and labels.min() < 0:
+
+
+def _check_numbers(path: Path, numbers: Integer[np.ndarray, " pixel"]) -> None:
+    """DataError if one is below 0, or too large to be told from such."""
+    if len(numbers) and numbers.min() < 0:
         raise DataError(f"{path}: labels below 0; wanted 0 for none and positive numbers")
-    if labels.size and labels.max() > np.iinfo(np.int64).max:
+    if len(numbers) and numbers.max() > np.iinfo(np.int64).max:
         raise DataError(f"{path}: labels above {np.iinfo(np.int64).max}; number them from 1")
-    return labels
 
 
-def _read(path: Path) -> np.ndarray:
-    head = read_head(path)
-    if head.startswith(b"\x93NUMPY"):
-        labels = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(labels, np.ndarray):
-            raise ValueError("an archive of arrays")
-        return labels
-    if head.startswith(b"\x89PNG"):
-        import imagecodecs
-
-        return imagecodecs.png_decode(path.read_bytes())
-    import tifffile
-
-    return tifffile.imread(path)
-
-
-def _check_size(path: Path, labels: np.ndarray, slide: Slide, config: NucleiConfig) -> None:
+def _check_size(path: Path, shape: tuple[int, ...], slide: Slide, config: NucleiConfig) -> None:
     """DataError if the image is not as large as the slide."""
-    got = np.array(labels.shape[::-1], dtype=np.float64)
+    got = np.array(shape[::-1], dtype=np.float64)
     wanted = np.array(slide.size_px, dtype=np.float64)
     if config.mpp is not None:
         wanted = wanted * np.array(slide.mpp) / config.mpp

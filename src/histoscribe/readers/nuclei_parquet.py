@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import shapely
 from jaxtyping import Bool, Float64, Int64
 
+from histoscribe.data.atomic import hash_file
 from histoscribe.data.slide import Slide
 from histoscribe.errors import ConfigError, DataError
-from histoscribe.readers.nuclei_config import NucleiConfig, pixels_to_um, scaled
+from histoscribe.readers.nuclei_config import MIDDLE_PX, NucleiConfig, pixels_to_um, scaled
 from histoscribe.readers.packed import open_packed
 from histoscribe.readers.rings import RawNuclei, Rings, largest_of, starts
 from histoscribe.readers.xenium_alignment import read_alignment
@@ -20,6 +21,8 @@ from histoscribe.readers.xenium_alignment import read_alignment
 BATCH = 65_536  # polygons decoded together
 VERTEX_COLUMNS = ("vertex_x", "vertex_y")
 PARQUET = b"PAR1"
+BROKEN = (pa.ArrowException, OSError, ValueError, TypeError)
+"""What pyarrow raises over pages and columns that are not what they should be."""
 
 
 def content_of_parquet(path: Path) -> str:
@@ -43,6 +46,7 @@ def read_geoparquet(path: Path, slide: Slide, config: NucleiConfig) -> RawNuclei
     """Read polygons in pixels of the full-resolution level: HEST's cellvit_seg and xenium_seg.
 
     Of a nucleus in several pieces the largest is kept. A coordinate system is not looked at.
+    cellvit_seg is told by its class names: its outlines go through the middles of pixels.
 
     Raises:
         DataError: Broken, or not WKB.
@@ -60,19 +64,20 @@ def read_geoparquet(path: Path, slide: Slide, config: NucleiConfig) -> RawNuclei
             size.append(shapely.get_num_coordinates(outside))
             owner.append(part_of + n_rows)
             n_rows += len(batch)
-            classes += _column(batch, "class") if "class" in names else []
-            ids += _column(batch, "cell_id") if "cell_id" in names else []
-    except pa.ArrowException as fault:
+            classes += _column(path, batch, "class") if "class" in names else []
+            ids += _column(path, batch, "cell_id") if "cell_id" in names else []
+    except BROKEN as fault:
         raise _unreadable(path, fault) from fault
     joined = [np.concatenate(parts) if parts else np.zeros(0) for parts in (size, owner)]
     all_xy = np.concatenate(xy) if xy else np.zeros((0, 2))
     pieces = Rings(all_xy, starts(joined[0].astype(np.int64)))
     rings, row = largest_of(pieces, joined[1].astype(np.int64))
     cell_type = tuple(_class_name(classes[one]) for one in row) if classes else None
+    is_cellvit = any(isinstance(one, str) and not one.isdecimal() for one in set(classes))
     return RawNuclei(
         format="hest",
         rings=rings,
-        to_um=pixels_to_um(slide, config),
+        to_um=pixels_to_um(slide, config, MIDDLE_PX if is_cellvit else 0.0),
         cell_type=cell_type if cell_type and any(cell_type) else None,
         is_repeat=_repeats([ids[one] for one in row]) if ids else None,
         dropped={"no polygon": n_rows - len(row)},
@@ -92,6 +97,8 @@ def read_vertices(path: Path, slide: Slide, config: NucleiConfig) -> RawNuclei:
         MismatchError: The alignment is of another slide.
     """
     to_um, settings = _xenium_frame(path, slide, config)
+    alignment = config.alignment
+    inputs = {} if alignment is None else {"nuclei_alignment": hash_file(alignment)}
     table = _vertices(path)
     xy = np.stack([_floats(path, table, name) for name in VERTEX_COLUMNS], axis=1)
     key = "label_id" if "label_id" in table.column_names else "cell_id"
@@ -112,7 +119,12 @@ def read_vertices(path: Path, slide: Slide, config: NucleiConfig) -> RawNuclei:
     if key == "cell_id":  # a label is one polygon, a cell may have several nuclei
         rings, run = split_closed(rings)
     return RawNuclei(
-        format="xenium", rings=rings, to_um=to_um, settings=settings, is_repeat=is_repeat[run]
+        format="xenium",
+        rings=rings,
+        to_um=to_um,
+        settings=settings,
+        inputs=inputs,
+        is_repeat=is_repeat[run],
     )
 
 
@@ -195,19 +207,23 @@ def _vertices(path: Path) -> pa.Table:
                 file,
                 convert_options=csv.ConvertOptions(include_columns=used, column_types=types),
             )
-    except (pa.ArrowException, UnicodeDecodeError) as fault:
+    except BROKEN as fault:
         raise _unreadable(path, fault) from fault
 
 
 def _codes(path: Path, table: pa.Table, key: str) -> Int64[np.ndarray, " vertex"]:
     """A column as numbers: those of its dictionary where it holds names."""
-    column = table.unify_dictionaries().column(key)
+    column = table.column(key)
     if column.null_count:
         raise DataError(f"{path}: {column.null_count} rows have no {key}; wanted one in each")
     if pa.types.is_integer(column.type):
         return column.to_numpy().astype(np.int64)
-    if not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode()
+    try:
+        if not pa.types.is_dictionary(column.type):
+            column = column.dictionary_encode()
+        column = column.unify_dictionaries()
+    except BROKEN as fault:
+        raise _unreadable(path, fault) from fault
     chunks = [chunk.indices.to_numpy() for chunk in column.chunks]
     return np.concatenate([np.zeros(0, np.int64), *chunks]).astype(np.int64)
 
@@ -215,17 +231,19 @@ def _codes(path: Path, table: pa.Table, key: str) -> Int64[np.ndarray, " vertex"
 def _floats(path: Path, table: pa.Table, name: str) -> Float64[np.ndarray, " vertex"]:
     if name not in table.column_names:
         raise DataError(f"{path}: no column {name}; wanted cell_id, vertex_x, vertex_y")
-    try:
-        return table.column(name).to_numpy().astype(np.float64)
-    except (ValueError, TypeError) as fault:
-        raise _unreadable(path, fault) from fault
+    column = table.column(name)
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise DataError(f"{path}: {name} is of type {column.type}; wanted numbers, in µm")
+    return column.to_numpy().astype(np.float64)
 
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as fault:
+        file = pq.ParquetFile(path)
+        file.schema_arrow.names  # noqa: B018 - decoded here, so that a broken one is told here
+    except BROKEN as fault:
         raise _unreadable(path, fault) from fault
+    return file
 
 
 def _geometry_column(path: Path) -> str:
@@ -235,7 +253,7 @@ def _geometry_column(path: Path) -> str:
         record = json.loads(metadata.get(b"geo", b"{}"))
         column = record.get("primary_column", "geometry")
         encoding = record.get("columns", {}).get(column, {}).get("encoding", "WKB")
-    except (ValueError, AttributeError) as fault:
+    except (ValueError, AttributeError, TypeError, RecursionError) as fault:
         raise _unreadable(path, fault) from fault
     if encoding != "WKB":
         raise DataError(f"{path}: its geometry is in {encoding}; wanted WKB: write it so")
@@ -254,11 +272,18 @@ def _parts(path: Path, column: pa.Array) -> tuple[np.ndarray, Int64[np.ndarray, 
     return parts[is_polygon], row[is_polygon].astype(np.int64)
 
 
-def _column(batch: pa.RecordBatch, name: str) -> list[Any]:
-    return batch.column(name).to_pylist()
+def _column(path: Path, batch: pa.RecordBatch, name: str) -> list[Any]:
+    """Names, whole numbers or None."""
+    column = batch.column(name)
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    is_name = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)
+    if not (is_name or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+        raise DataError(f"{path}: {name} is of type {kind}; wanted names or whole numbers")
+    values = column.to_pylist()
+    return [one.decode() if isinstance(one, bytes) else one for one in values]
 
 
-def _class_name(value: Any) -> str:  # noqa: ANN401 - a string, a number or nothing
+def _class_name(value: str | int | None) -> str:
     if value is None:
         return ""
     return value.strip() if isinstance(value, str) else f"type {value}"

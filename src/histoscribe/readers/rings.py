@@ -34,6 +34,7 @@ class RawNuclei:
         rings: One a nucleus.
         to_um: Brings (x, y, 1) of the file to µm in the slide's frame.
         settings: How it was read, for the provenance.
+        inputs: SHA-256 of further files that were read, by their columns of the manifest.
         cell_type: Labels, "" where there is none; or None.
         type_probability: NaN where the file does not say; or None.
         is_repeat: Nuclei whose id stood there before.
@@ -47,6 +48,7 @@ class RawNuclei:
     rings: Rings
     to_um: Float64[np.ndarray, "2 3"]
     settings: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
     cell_type: tuple[str, ...] | None = None
     type_probability: Float32[np.ndarray, " nucleus"] | None = None
     is_repeat: Bool[np.ndarray, " nucleus"] | None = None
@@ -70,7 +72,7 @@ class RingCollector:
         """Add a ring: a list of (x, y). What is none becomes a ring without vertices."""
         try:
             xy = np.asarray(points, dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             xy = np.zeros((0, 2))
         if xy.ndim != 2 or xy.shape[1] < 2:
             xy = np.zeros((0, 2))

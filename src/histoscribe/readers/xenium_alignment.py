@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
-from histoscribe.data.atomic import hash_file
 from histoscribe.data.slide import Slide
 from histoscribe.errors import DataError, MismatchError
 
@@ -37,7 +36,7 @@ def read_alignment(
         slide: The H&E slide.
 
     Returns:
-        The 2 x 3 matrix, and what of it belongs into the provenance.
+        The 2 x 3 matrix, and what of it belongs into the settings of the provenance.
 
     Raises:
         DataError: No such file, or no matrix that can be inverted.
@@ -54,14 +53,14 @@ def read_alignment(
         )
     inverse = np.linalg.inv(matrix)
     to_px = inverse[:2] @ np.diag([1 / pixel_um, 1 / pixel_um, 1.0])
-    return to_px, {"alignment": hash_file(path), "morphology_mpp": pixel_um}
+    return to_px, {"morphology_mpp": pixel_um}
 
 
 def _matrix(path: Path) -> Float64[np.ndarray, "3 3"]:
     try:
         table = pd.read_csv(path, header=None, dtype=str)
         if set(KEYPOINTS) <= set(table.iloc[0].astype(str).str.strip()):
-            return _fitted(path, pd.read_csv(path, skipinitialspace=True))
+            return _fitted(path, pd.read_csv(path).rename(columns=str.strip))
         matrix = table.to_numpy(dtype=np.float64)
     except UNREADABLE as fault:
         text = " ".join(str(fault).split())
@@ -97,7 +96,7 @@ def _pixel_um(experiment: Path) -> float:
         return MORPHOLOGY_MPP
     try:
         size = float(json.loads(experiment.read_text(encoding="utf-8"))["pixel_size"])
-    except (OSError, ValueError, KeyError, TypeError) as fault:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as fault:
         raise DataError(
             f"{experiment}: no pixel_size that can be read ({fault}); copy it again"
         ) from fault
