@@ -61,7 +61,7 @@ def prepare(slide: Path, out: Path, segmenter: str, field_px: int, memory_gb: fl
         preparation,
         workspace=out / "parts",
         budget=Budget(memory_gb),
-        on_times=lambda one: times.update(one.to_record()),
+        on_end=lambda one: times.update(one.times.to_record()),
     )
     carried = time.perf_counter()
     write_cells(cells, out)

@@ -1,5 +1,25 @@
 """What can go wrong, in the user's words: what came, what was wanted, the mend."""
 
+import errno
+
+MAY_PASS = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ECONNRESET,
+    errno.ECONNREFUSED,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.EINTR,
+    errno.ENOLCK,
+    errno.EMFILE,
+    errno.ENFILE,
+}
+"""What a network share or a loaded machine answers now, and not in a minute."""
+
 
 class HistoscribeError(Exception):
     """Any fault that the user can mend; the command line prints it without a traceback.
@@ -33,3 +53,12 @@ class MissingExtra(HistoscribeError):  # noqa: N818 - the name the house gives i
     """Something this machine lacks: weights, an optional package, disk space."""
 
     exit_code = 5
+
+
+def can_pass(error: BaseException | None) -> bool:
+    """Whether an error is, or only words, a fault of the machine that may pass."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in MAY_PASS:
+            return True
+        error = error.__cause__
+    return False

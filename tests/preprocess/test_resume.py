@@ -23,9 +23,9 @@ from histoscribe.preprocess import budget, field_stages, run
 from histoscribe.preprocess.budget import Budget
 from histoscribe.preprocess.encoders.view import ViewConfig
 from histoscribe.preprocess.parts import PartFolder
-from histoscribe.preprocess.pipeline import StageTimes
+
 from histoscribe.preprocess.preparation import Preparation
-from histoscribe.preprocess.run import PrepareConfig, carry_out, plan_preparation
+from histoscribe.preprocess.run import Outcome, PrepareConfig, carry_out, plan_preparation
 from histoscribe.preprocess.status import read_status
 
 MAPS = PrepareConfig(segmenter="toy", encoder="toy", field_px=384, calibration_pixels=999)
@@ -116,18 +116,18 @@ def test_budgets_and_threads_do_not_change_the_result(
     preparation: Preparation, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor do batches of several fields, as a GPU is shown them, nor where parts end."""
-    times: list[StageTimes] = []
+    outcomes: list[Outcome] = []
     for number, (gb, threads, length) in enumerate([(1.5, 1, 16), (64.0, 5, 3)]):
         monkeypatch.setattr(budget, "MAX_FIELDS_OF_PART", length)
         made = carry_out(
             preparation,
             workspace=tmp_path / f"space-{number}",
             budget=Budget(gb, threads),
-            on_times=times.append,
+            on_end=outcomes.append,
         )
         assert hash_stored(made, tmp_path / f"stores-{number}") == wanted
-    assert [one.n_workers["finding"] for one in times] == [1, 5]
-    assert all(one.busy_s["writing"] > 0 for one in times)
+    assert [one.times.n_workers["finding"] for one in outcomes] == [1, 5]
+    assert all(one.times.busy_s["writing"] > 0 for one in outcomes)
     batched = run.shares_of(preparation, Budget())._replace(fields_at_once=3, fields_of_part=6)
     monkeypatch.setattr(run, "shares_of", lambda *_: batched)
     made = carry_out(preparation, workspace=tmp_path / "space-0")  # all is there

@@ -58,7 +58,8 @@ def describe(
 
         histoscribe demo
 
-    Your own slides, from a manifest (CSV: sample, patient, slide, mpp, expression, spots):
+    Your own slides, from a manifest (CSV: sample, patient, slide, mpp, expression, spots, tissue,
+    nuclei):
 
         histoscribe doctor slides/*.svs            can they be read, and how long will it take?
 

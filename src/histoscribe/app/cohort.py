@@ -104,6 +104,7 @@ class SampleRecord:
         notes: What is to be known of it: what the slide file left open, what was left out.
         worker: Who prepared it.
         stages: How long each stage was at work; for the log.
+        taken_up: Share of the work that an earlier run had done, which `seconds` do not hold.
     """
 
     sample: str
@@ -115,6 +116,7 @@ class SampleRecord:
     notes: tuple[str, ...] = ()
     worker: str = ""
     stages: Mapping[str, Any] = field(default_factory=dict)
+    taken_up: float = 0.0
 
 
 class CohortError(HistoscribeError):

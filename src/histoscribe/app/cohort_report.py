@@ -34,9 +34,9 @@ class SummaryRow:
         state: done, kept, failed or not tried.
         n_nuclei: Nuclei stored; None where nothing is.
         tissue_mm2: Tissue that was searched, mm².
-        seconds: What it took, if it was done in this run.
-        seconds_per_mm2: The same by area.
-        cells_per_second: Nuclei by time.
+        seconds: What it took, if it was done in this run; less what an earlier one had done.
+        seconds_per_mm2: The same by area, if all was done in this run.
+        cells_per_second: Nuclei by time, if all was done in this run.
         segmenter_id: What found the nuclei.
         encoder_id: What described them.
         attempts: How often it was begun in this run.
@@ -99,6 +99,7 @@ def summarise(study: Study, records: Mapping[str, SampleRecord]) -> list[Summary
             stored.get("tissue_mm2"),
             record.fault,
         )
+        whole = None if record.taken_up else record.seconds
         rows.append(
             SummaryRow(
                 sample=sample.sample,
@@ -107,8 +108,8 @@ def summarise(study: Study, records: Mapping[str, SampleRecord]) -> list[Summary
                 n_nuclei=n_nuclei,
                 tissue_mm2=tissue_mm2,
                 seconds=_rounded(record.seconds, 1),
-                seconds_per_mm2=_ratio(record.seconds, tissue_mm2),
-                cells_per_second=_ratio(n_nuclei, record.seconds),
+                seconds_per_mm2=_ratio(whole, tissue_mm2),
+                cells_per_second=_ratio(n_nuclei, whole),
                 segmenter_id=stored.get("segmenter_id", ""),
                 encoder_id=stored.get("encoder_id", ""),
                 attempts=record.attempts,

@@ -45,7 +45,9 @@ def demo(
 
 
 def ingest(
-    manifest: Annotated[Path, typer.Argument(help="CSV: sample, patient, slide, mpp, expression.")],
+    manifest: Annotated[
+        Path, typer.Argument(help="CSV: sample, patient, slide, mpp; expression, tissue, nuclei.")
+    ],
     study: StudyFolder,
     mpp: Annotated[float | None, typer.Option(help="µm per pixel where no row gives it.")] = None,
     json: Json = False,

@@ -9,6 +9,7 @@ from histoscribe.errors import (
     HistoscribeError,
     MismatchError,
     MissingExtra,
+    can_pass,
 )
 
 BUG = 70  # EX_SOFTWARE of sysexits.h
@@ -26,24 +27,6 @@ OUR_WORDS = {
     errno.ENAMETOOLONG: "The name is too long",
 }
 WRONG_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
-
-MAY_PASS = {
-    errno.EIO,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-    errno.ECONNRESET,
-    errno.ECONNREFUSED,
-    errno.EHOSTDOWN,
-    errno.EHOSTUNREACH,
-    errno.ENETUNREACH,
-    errno.EAGAIN,
-    errno.EBUSY,
-    errno.EINTR,
-    errno.ENOLCK,
-    errno.EMFILE,
-    errno.ENFILE,
-}
-"""What a network share or a loaded machine answers now, and not in a minute."""
 
 OURS = {kind.__name__: kind for kind in (ConfigError, DataError, MismatchError, MissingExtra)}
 WORKER_DIED = "WorkerDied"
@@ -107,8 +90,7 @@ def explain(error: BaseException) -> Fault:
             memory is a bug.
     """
     if isinstance(error, HistoscribeError):
-        can_pass = _can_pass(error.__cause__)
-        return make_fault(type(error).__name__, str(error), error.exit_code, can_pass)
+        return make_fault(type(error).__name__, str(error), error.exit_code, can_pass(error))
     if is_out_of_memory(error):
         return make_fault("MemoryError", f"The memory did not suffice: {error}", MACHINE)
     if isinstance(error, OSError):
@@ -156,8 +138,3 @@ def in_our_words(error: OSError) -> HistoscribeError:
     if error.errno in WRONG_PLACE:
         return DataError(f"{reason}{where}. Give another path.")
     return DataError(f"{reason}{where}. Check who may read and write there.")
-
-
-def _can_pass(cause: BaseException | None) -> bool:
-    """Whether an error of ours only words a fault of the machine that may pass."""
-    return isinstance(cause, OSError) and cause.errno in MAY_PASS

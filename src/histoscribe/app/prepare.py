@@ -1,7 +1,9 @@
 """Prepare: the nuclei and tiles of every sample of a study, each made once."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 from histoscribe.app.cohort import (
     CohortConfig,
@@ -60,7 +62,8 @@ def prepare_study(
     records = {t.sample.sample: SampleRecord(t.sample.sample, "not tried", {}) for t in tasks}
     with ExitStack() as stack:
         workers = stack.enter_context(open_workers(cohort, study.folder.resolve(), voice.say))
-        workers.call(check_parts, config)
+        workers.call(check_parts, config, [task.sample for task in tasks])
+        stack.enter_context(withdrawing(tasks))
         stack.enter_context(watch(tasks, voice))
         write_summary(study, records, is_finished=False)
         for record in run_cohort(workers, prepare_sample, tasks):
@@ -70,6 +73,17 @@ def prepare_study(
     write_summary(study, records, is_finished=True)
     raise_failures(list(records.values()))
     return list(records.values())
+
+
+@contextmanager
+def withdrawing(tasks: Sequence[SampleTask]) -> Iterator[None]:
+    """Tell workers that go on after an interrupt, those of a cluster, that nobody waits."""
+    try:
+        yield
+    except BaseException:
+        for task in tasks:
+            task.workspace.withdraw(task.run)
+        raise
 
 
 def load_slide(study: Study, sample: Sample) -> SlideData:
@@ -116,6 +130,11 @@ def _what_changed(sample: Sample, cells: Cells, regions: Regions) -> str:
     mpp = regions.provenance.settings.get("mpp")
     if made.settings.get("slide_mpp") != mpp:
         return f"scale ({made.settings.get('slide_mpp')} µm/px against {mpp})"
+    if made.inputs.get("tissue") != sample.inputs.get("tissue"):
+        return "tissue mask"
+    roles = {"nuclei", *(role for role in made.inputs if role.startswith("nuclei_"))}
+    if any(made.inputs.get(role) != sample.inputs.get(role) for role in roles):
+        return "file of nuclei"
     centres = made.inputs.get(CENTRES)
     if centres is not None and centres != hash_centres(regions.xy_um):
         return "table of spots"
@@ -126,6 +145,9 @@ def _tasks(
     study: Study, samples: Sequence[Sample], config: PrepareConfig, cohort: CohortConfig
 ) -> list[SampleTask]:
     run, folder = name_run(), study.folder.resolve()
+    name, _, source = config.encoder.partition(":")
+    if source and Path(source).exists():  # workers stand in other folders
+        config = replace(config, encoder=f"{name}:{Path(source).absolute()}")
     return [
         SampleTask(
             folder=folder,

@@ -57,10 +57,12 @@ class DaskWorkers:
 
     def call(self, function: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401
         """Run it on some worker."""
-        from distributed import KilledWorker
+        from distributed import CancelledError, KilledWorker
 
         try:
             return self._client.submit(function, *arguments, pure=False).result()
+        except (CancelledError, OSError) as fault:
+            raise _gone(fault) from fault
         except KilledWorker as fault:
             raise MissingExtra(
                 "Worker processes die while they load segmenter and encoder, most often for want "
@@ -99,10 +101,14 @@ class DaskWorkers:
         try:
             return next(iter(wait(list(self._running), return_when="FIRST_COMPLETED").done))
         except (CancelledError, OSError) as fault:
-            raise MissingExtra(
-                f"The Dask scheduler went away ({fault}). Start it and its workers again, then run "
-                "the same command: what is finished is kept."
-            ) from fault
+            raise _gone(fault) from fault
+
+
+def _gone(fault: BaseException) -> MissingExtra:
+    return MissingExtra(
+        f"The Dask scheduler went away ({fault}). Start it and its workers again, then run the "
+        "same command: what is finished is kept."
+    )
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 STUDY/samples/<sample>/.preparing/attempt.json   who works on it, for the how-manieth time
                                  /progress.json  how far it is
+                                 /withdrawn.json the run that was interrupted, to those who work on
                                  /parts/         finished parts; the next run goes on from them
+                                 /prepare.json   what is said of the stores, until they are written
                       /.lock                     held while a process works on the sample
                       /fault.log                 the traceback of a bug, until the sample is done
 """
@@ -63,6 +65,21 @@ class Workspace:
     def parts(self) -> Path:
         """Where finished parts of the work are kept."""
         return self.folder / "parts"
+
+    @property
+    def record(self) -> Path:
+        """What is said of the stores, while they are being written."""
+        return self.folder / "prepare.json"
+
+    def waiting_record(self) -> dict[str, Any]:
+        """What waits there; {} if nothing does."""
+        return _read(self.record)
+
+    def accept_record(self) -> dict[str, Any]:
+        """Put it beside the stores, which are written, and return it."""
+        record = _read(self.record)
+        self.record.replace(self.home / "prepare.json")
+        return record
 
     @property
     def fault_log(self) -> Path:
@@ -128,6 +145,16 @@ class Workspace:
     def forget_progress(self) -> None:
         """Nobody works on it."""
         (self.folder / "progress.json").unlink(missing_ok=True)
+
+    def withdraw(self, run: str) -> None:
+        """Tell whoever works on it for a run, on whatever machine, that nobody waits any more."""
+        attempt = self.last_attempt(run)
+        if attempt is not None and attempt.ended is None:
+            self._note("withdrawn", {"run": run})
+
+    def is_withdrawn(self, run: str) -> bool:
+        """Whether nobody waits for that run any more."""
+        return _read(self.folder / "withdrawn.json").get("run") == run
 
     def sweep(self) -> None:
         """Remove what a killed run left half-written; parts and stores stay."""

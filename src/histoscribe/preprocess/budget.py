@@ -1,13 +1,17 @@
 """What a preparation may take of the machine: memory and threads. It never changes a result."""
 
+import logging
 import math
 import os
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 from histoscribe.errors import ConfigError
+from histoscribe.slides.tiles import CACHE_BYTES
 
+LOG = logging.getLogger(__name__)
 GB = 10**9
 LEAST_GB = 1.5
 FIELDS_SHARE = 0.75  # of the memory, for the program and fields in hand; the rest joins them
@@ -17,7 +21,7 @@ MAP_BYTES = 270  # what InstanSeg's network answers on a CPU
 MAP_BYTES_GPU = 30  # what of it comes to the host
 WORK_BYTES = 150  # while nuclei are found, or described
 NETWORK_BYTES = 2000  # while InstanSeg's network runs on a CPU
-PROGRAM_BYTES = 9 * GB // 10  # Python, PyTorch, tables, a network of 100 MB
+PROGRAM_BYTES = 9 * GB // 10  # Python, PyTorch, tables, a network of 100 MB, at least
 ENCODER_BYTES = 8 * GB // 10  # an encoder's network on a CPU, `encoders.passes.PIXELS_AT_ONCE`
 GPU_PIXELS = 8 * 512**2  # of the segmenter, at once: 4 GB of its memory
 DENSE_PER_MM2 = 10_000  # nuclei of lymphoid tissue
@@ -37,6 +41,8 @@ class Load(NamedTuple):
         has_network: Whether the segmenter is a network, whose maps go on with a field.
         on_gpu: Whether networks run on a GPU: fields go to it several at once, their maps stay
             there, and two threads have nuclei described, so that one prepares while one waits.
+        resident_bytes: What the process has in memory before the first field: the program, its
+            networks, an image that was decoded whole.
     """
 
     field_px: int
@@ -44,6 +50,7 @@ class Load(NamedTuple):
     n_features: int
     has_network: bool
     on_gpu: bool
+    resident_bytes: int = 0
 
 
 class Shares(NamedTuple):
@@ -77,7 +84,7 @@ class Budget:
             host, not of a GPU. Below 3 GB networks on a CPU may need more than is given, and so
             may fields beyond 1,000 px: they then go one by one.
         n_threads: Threads for reading and for finding nuclei; None for all cores that the process
-            may use. The threads of PyTorch are another matter (OMP_NUM_THREADS).
+            may use, in `prepare` for as many as PyTorch has (OMP_NUM_THREADS).
     """
 
     memory_gb: float = 4.0
@@ -91,11 +98,6 @@ class Budget:
             )
         if self.n_threads is not None and self.n_threads < 1:
             raise ConfigError(f"{self.n_threads} threads were asked for; give 1 or more")
-
-    @property
-    def read_cache_bytes(self) -> int:
-        """For decoded tiles of the slide: two rows of them, on slides of ordinary width."""
-        return int(self.memory_gb * GB / 32)
 
     def share_out(self, load: Load) -> Shares:
         """Threads, queues and sizes: the most that fits."""
@@ -117,8 +119,16 @@ class Budget:
                 depth=depth,
                 fields_of_part=-(-n_fields // at_once) * at_once,
             )
-            if bytes_needed(larger, load) + self.read_cache_bytes <= FIELDS_SHARE * memory:
+            if bytes_needed(larger, load) + CACHE_BYTES <= FIELDS_SHARE * memory:
                 return larger
+        if (least := bytes_needed(shares, load) + CACHE_BYTES) > memory:
+            LOG.warning(
+                "--memory %g: about %.1f GB are needed, %.1f of them for the program, its networks "
+                "and what was read already; fields go one by one",
+                self.memory_gb,
+                least / GB,
+                max(PROGRAM_BYTES, load.resident_bytes) / GB,
+            )
         return shares
 
 
@@ -131,7 +141,17 @@ def bytes_needed(shares: Shares, load: Load) -> int:
     per_px = READ_BYTES * n_read + map_bytes * n_looked_at + WORK_BYTES * n_workers
     per_px += NETWORK_BYTES if load.has_network and not load.on_gpu else 0
     encoder_bytes = 0 if load.on_gpu else ENCODER_BYTES
-    return PROGRAM_BYTES + encoder_bytes + per_px * load.field_px**2
+    program_bytes = max(PROGRAM_BYTES, load.resident_bytes)
+    return program_bytes + encoder_bytes + per_px * load.field_px**2
+
+
+def resident_bytes() -> int:
+    """What this process has in memory now, files mapped into it not counted; 0 if not known."""
+    try:
+        _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    except (OSError, ValueError):
+        return 0
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
 
 
 def halved(most: int) -> list[int]:

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from histoscribe.data.cells import Outlines
-from histoscribe.errors import ConfigError, DataError
+from histoscribe.errors import ConfigError, DataError, can_pass
 from histoscribe.preprocess.budget import Shares
 from histoscribe.preprocess.describe import (
     describe_nuclei,
@@ -69,11 +69,16 @@ def read(preparation: Preparation, fields: range) -> list[tuple[int, FieldPixels
 
 
 def read_or_none(preparation: Preparation, number: int) -> FieldPixels | None:
-    """A field, or None if the file does not give it: its nuclei are left out, never made up."""
+    """A field, or None if the file does not give it: its nuclei are left out, never made up.
+
+    A fault of the machine that may pass is raised: it says nothing of the file.
+    """
     slide = preparation.slide
     try:
         return read_field(slide, preparation.plan, number, preparation.sight)
     except (DataError, OSError) as error:
+        if can_pass(error):
+            raise
         box = preparation.plan.box(number)
         LOG.warning(
             "slide %s: the field at (%.0f, %.0f) µm cannot be read and is left out: %s",

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from histoscribe.data.regions import Regions
 from histoscribe.data.slide import Slide
 from histoscribe.data.tiles import Tiles
 from histoscribe.errors import DataError
-from histoscribe.preprocess.budget import Budget, Load, Shares
+from histoscribe.preprocess.budget import Budget, Load, Shares, resident_bytes
 from histoscribe.preprocess.field_stages import stages_of
 from histoscribe.preprocess.gather import SlideNuclei, SlideSquares, gather_nuclei, gather_squares
 from histoscribe.preprocess.parts import (
@@ -32,6 +33,24 @@ from histoscribe.preprocess.segmenters.segmenter import NetworkSegmenter
 from histoscribe.preprocess.status import status_in
 
 MAX_UNREADABLE = 0.01  # share of fields
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the work on a slide was.
+
+    Attributes:
+        times: How long each stage was at work.
+        n_fields: Fields of the plan.
+        n_taken_up: Those whose parts an earlier run had finished.
+        n_unreadable: Those that the file did not give, left out.
+    """
+
+    times: StageTimes
+    n_fields: int
+    n_taken_up: int
+    n_unreadable: int
+
 
 Progress = Callable[[int, int, int], object]
 """Told after each field: fields done, fields in all, nuclei so far (those at seams may
@@ -66,7 +85,7 @@ def carry_out(
     workspace: Path | None = None,
     budget: Budget | None = None,
     on_progress: Progress | None = None,
-    on_times: Callable[[StageTimes], object] | None = None,
+    on_end: Callable[[Outcome], object] | None = None,
 ) -> tuple[Cells, Tiles]:
     """Do what was planned.
 
@@ -81,11 +100,12 @@ def carry_out(
         workspace: A folder of which nobody else makes use; without one all is held in memory.
         budget: Memory and threads; does not change the result.
         on_progress: Told after each field, in this thread.
-        on_times: Told at the end how long each stage was at work; for a log.
+        on_end: Told at the end what the work was; for a log.
 
     Raises:
         DataError: More than 1 % of the fields cannot be read, or the nuclei cannot be.
         MissingExtra: The disk is full.
+        OSError: A disk or a network share does not answer; what is finished stays.
     """
     budget = budget or Budget()
     shares = shares_of(preparation, budget)
@@ -95,13 +115,15 @@ def carry_out(
         clock = Clock(status.tell if status else None)
         with clock.at("resuming", 0):
             parts = PartList() if workspace is None else PartFolder(workspace, key, n_fields)
+        n_taken_up = sum(stop - first for first, stop in parts.spans())
         work_off(preparation, parts, stages, shares, clock, on_progress)
         with clock.at("joining", 0):
             check_crops(preparation, parts)
             cells = to_cells(preparation, gather_nuclei(parts, shares.mapped_bytes))
             tiles = to_tiles(preparation, gather_squares(parts, shares.mapped_bytes))
-    if on_times:
-        on_times(clock.times(stages))
+    if on_end:
+        n_unreadable = sum(n for (n,) in parts.shapes("unreadable"))
+        on_end(Outcome(clock.times(stages), n_fields, n_taken_up, n_unreadable))
     return cells, tiles
 
 
@@ -121,6 +143,7 @@ def shares_of(preparation: Preparation, budget: Budget) -> Shares:
             n_features=preparation.encoder.identity.n_features,
             has_network=isinstance(preparation.segmenter, NetworkSegmenter),
             on_gpu=torch.cuda.is_available(),
+            resident_bytes=resident_bytes(),
         )
     )
 
