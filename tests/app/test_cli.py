@@ -113,11 +113,14 @@ def test_doctor_looks_at_machine_and_slides(call, toy_files, tmp_path):
     assert answer.code == 0, answer.out
     found = {(finding["what"], finding["verdict"]) for finding in answer.record["findings"]}
     assert ("program", "good") in found
-    assert ("a1.png", "good") in found
+    assert (str(toy_files / "a1.png"), "good") in found
     bad = call("doctor", toy_files / "a1.png", tmp_path / "none.svs", "--json")
     assert bad.code == 3
     faults = [f for f in json.loads(bad.out)["findings"] if f["verdict"] == "bad"]
-    assert [fault["what"] for fault in faults] == ["a1.png", "none.svs"]
+    assert [fault["what"] for fault in faults] == [
+        str(toy_files / "a1.png"),
+        str(tmp_path / "none.svs"),
+    ]
     assert "--mpp" in faults[0]["found"]
 
 

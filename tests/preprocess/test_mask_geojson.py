@@ -315,7 +315,7 @@ def test_a_pale_tissue_that_is_not_found_can_be_drawn(tmp_path: Path) -> None:
     assert read_mask(path, slide).mask.sum() == 3700
 
 
-def test_artefacts_are_written_too_and_read_as_what_is_usable(tmp_path: Path) -> None:
+def test_artefacts_are_written_as_remarks_and_cut_out_once_renamed(tmp_path: Path) -> None:
     slide = stained(tmp_path, (10, 10, 90), size=(113, 121))
     mask = tissue_mask(slide)
     found = find_artefacts(slide, mask)
@@ -329,7 +329,11 @@ def test_artefacts_are_written_too_and_read_as_what_is_usable(tmp_path: Path) ->
         one["properties"]["classification"]["name"]
         for one in json.loads(path.read_text())["features"]
     ]
-    assert names == ["Tissue", "Pen", "Blur", "Fold?"]
+    assert names == ["Tissue", "Pen?", "Blur?", "Fold?"]
+    assert (read_mask(path, slide).mask == mask.mask).all()
+    path.write_text(path.read_text().replace("Pen?", "Pen"))
+    assert (read_mask(path, slide).mask == mask.mask & ~pen).all()
+    path.write_text(path.read_text().replace("Blur?", "Blur"))
     assert (read_mask(path, slide).mask == usable(mask, planted).mask).all()
     path.write_text(path.read_text().replace("Fold?", "Fold"))
     assert (read_mask(path, slide).mask == usable(mask, planted).mask & ~fold).all()

@@ -54,6 +54,20 @@ def test_all_tissue_is_all_and_glass_is_none(tmp_path: Path) -> None:
         sample_tissue_pixels(slide, empty, 10, 2.0, np.random.default_rng(0))
 
 
+@pytest.mark.parametrize("side_px", [12, 25, 45, 49, 60, 95])
+def test_an_image_smaller_than_a_fragment_may_be_tissue(tmp_path: Path, side_px: int) -> None:
+    rng = np.random.default_rng(2)
+    image = rng.normal(PINK, 12, (side_px, side_px, 3)).clip(0, 255).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    slide = open_slide(tmp_path / "a.png", mpp=MPP)  # 24 to 190 µm across
+    assert tissue_mask(slide).mask.mean() == 1.0
+    half = np.where(np.arange(side_px)[:, None] < side_px // 2, image, np.uint8(238))
+    if side_px >= 45:
+        Image.fromarray(half.transpose(1, 0, 2).copy()).save(tmp_path / "half.png")
+        share = tissue_mask(open_slide(tmp_path / "half.png", mpp=MPP)).mask.mean()
+        assert 0.3 < share < 0.7
+
+
 def test_pixels_come_from_the_tissue_and_follow_the_generator(tmp_path: Path) -> None:
     slide = drawn(tmp_path)
     mask = tissue_mask(slide)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import CTImageStorage, RLELossless
+from tests.slides.conftest import dicom_picture, save_dicom
 
 from histoscribe.errors import DataError
 from histoscribe.slides.dicom import open_dicom
@@ -101,6 +102,66 @@ def test_a_sparse_level_is_white_where_it_has_no_frame(
     assert (made[:, :192] == turned[:, :192]).all()
     assert (made[64:, 192:] == turned[64:, 192:]).all()
     assert (made[:64, 192:] == 255).all()
+
+
+def _placed(n_planes: int) -> Callable[[Dataset], None]:
+    """Positions of all frames, last row of tiles first, and again for every plane."""
+
+    def edit(header: Dataset) -> None:
+        groups = []
+        for _ in range(n_planes):
+            for row in (2, 1, 0):
+                for column in range(5):
+                    place, group = Dataset(), Dataset()
+                    place.ColumnPositionInTotalImagePixelMatrix = column * 48 + 1
+                    place.RowPositionInTotalImagePixelMatrix = row * 64 + 1
+                    group.PlanePositionSlideSequence = [place]
+                    groups.append(group)
+        header.PerFrameFunctionalGroupsSequence = groups
+        header.NumberOfFrames = len(groups)
+
+    return edit
+
+
+def test_two_focal_planes_that_only_their_positions_show_are_refused(
+    tmp_path: Path, noise: np.ndarray
+) -> None:
+    header, frames = dicom_picture(noise, "VOLUME", "native", (0.5, 0.5), 0)
+    _placed(2)(header)
+    header.DimensionOrganizationType = "TILED_SPARSE"
+    del header.TotalPixelMatrixFocalPlanes
+    save_dicom(tmp_path / "a.dcm", header, [*frames, *frames])
+    with pytest.raises(DataError, match=r"two frames at pixel \(0, 128\).*Export one plane"):
+        open_slide(tmp_path / "a.dcm")
+
+
+def test_a_frame_off_the_slide_is_refused(tmp_path: Path, noise: np.ndarray) -> None:
+    for column, row in ((-48, 0), (0, -64), (240, 0), (0, 192)):
+        header, frames = dicom_picture(noise, "VOLUME", "native", (0.5, 0.5), 0)
+        _placed(1)(header)
+        place = header.PerFrameFunctionalGroupsSequence[3].PlanePositionSlideSequence[0]
+        place.ColumnPositionInTotalImagePixelMatrix = column + 1
+        place.RowPositionInTotalImagePixelMatrix = row + 1
+        header.DimensionOrganizationType = "TILED_SPARSE"
+        save_dicom(tmp_path / "a.dcm", header, frames)
+        with pytest.raises(DataError, match=rf"a frame at pixel \({column}, {row}\), off its 211"):
+            open_slide(tmp_path / "a.dcm")
+
+
+def test_positions_count_where_no_organization_is_stated(tmp_path: Path, noise: np.ndarray) -> None:
+    turned = np.full((192, 211, 3), 255, dtype=np.uint8)
+    turned[:173] = noise
+    rows = turned.reshape(3, 64, 211, 3)[::-1].reshape(192, 211, 3)  # as they lie in the file
+    header, frames = dicom_picture(rows, "VOLUME", "native", (0.5, 0.5), 0)
+    _placed(1)(header)
+    del header.DimensionOrganizationType
+    save_dicom(tmp_path / "a.dcm", header, frames)
+    made = open_slide(tmp_path / "a.dcm").read(Box(0.0, 0.0, 105.5, 96.0), 0.5)
+    assert (made == turned).all()
+    header, frames = dicom_picture(noise, "VOLUME", "native", (0.5, 0.5), 0)
+    del header.DimensionOrganizationType  # and no positions either: side by side
+    save_dicom(tmp_path / "a.dcm", header, frames)
+    assert (open_slide(tmp_path / "a.dcm").read(Box(0.0, 0.0, 105.5, 86.5), 0.5) == noise).all()
 
 
 def test_a_folder_of_several_slides_is_refused_and_a_file_of_it_is_not(

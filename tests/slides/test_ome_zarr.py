@@ -232,6 +232,23 @@ def test_channels_of_other_colours_are_refused(
         open_slide(path)
 
 
+def test_channels_of_a_fluorescence_image_are_refused(
+    noise: np.ndarray, write_ome_zarr: Callable[..., Path]
+) -> None:
+    path = write_ome_zarr([noise], "0.4")
+    root = zarr.open_group(path)
+    markers = ("DAPI", "CD3", "CD8")
+    root.attrs["omero"] = {"channels": [{"label": one, "color": "FFFFFF"} for one in markers]}
+    with pytest.raises(DataError, match=r"shown in FFFFFF, FFFFFF, FFFFFF; wanted red, green"):
+        open_slide(path)
+    root.attrs["omero"] = {"channels": [{"label": one} for one in markers]}
+    with pytest.raises(DataError, match=r"named DAPI, CD3, CD8; wanted red, green"):
+        open_slide(path)
+    for names in (("r", "g", "b"), ("0", "1", "2"), ("Channel 0", "Channel 1", "Channel 2")):
+        root.attrs["omero"] = {"channels": [{"label": one} for one in names]}
+        assert open_slide(path).size_px == (211, 173)
+
+
 def test_levels_of_another_picture_are_refused(
     pyramid: list[np.ndarray], write_ome_zarr: Callable[..., Path]
 ) -> None:

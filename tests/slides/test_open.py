@@ -189,6 +189,26 @@ def test_pixels_that_are_not_square_are_noted_and_read_by_their_own_axis(
     assert np.abs(made - noise[:120, :200].reshape(120, 100, 2, 3).mean(axis=2)).max() <= 0.5
 
 
+def test_a_default_scale_is_for_files_that_state_none_or_what_cannot_be(
+    tmp_path: Path, noise: np.ndarray
+) -> None:
+    Image.fromarray(noise).save(tmp_path / "none.png")
+    for name, px_per_cm in (("half.tif", 20_000), ("screen.tif", 28)):
+        tifffile.imwrite(
+            tmp_path / name,
+            noise,
+            photometric="rgb",
+            resolution=(px_per_cm, px_per_cm),
+            resolutionunit="CENTIMETER",
+        )
+    for name, mpp in (("none.png", 0.25), ("half.tif", 0.5), ("screen.tif", 0.25)):
+        slide = open_slide(tmp_path / name, default_mpp=0.25)
+        assert slide.mpp == pytest.approx((mpp, mpp))
+        assert pickle.loads(pickle.dumps(slide)).mpp == slide.mpp
+    with pytest.raises(DataError, match="--mpp says 50 µm/px"):
+        open_slide(tmp_path / "none.png", default_mpp=50.0)
+
+
 def test_aperio_states_its_mpp_through_either_backend(tmp_path: Path, smooth: np.ndarray) -> None:
     from histoscribe.slides.openslide import open_openslide
     from histoscribe.slides.tiff import open_tiff

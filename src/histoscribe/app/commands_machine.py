@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from histoscribe.app.console import Voice
-from histoscribe.errors import ConfigError
+from histoscribe.errors import ConfigError, DataError
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for machines.")]
 Config = Annotated[
@@ -37,7 +37,10 @@ def doctor(
     slides: Annotated[
         list[Path] | None, typer.Argument(help="Slides, folders of slides, or a manifest.")
     ] = None,
-    mpp: Annotated[float | None, typer.Option(help="µm per pixel, for slides without it.")] = None,
+    mpp: Annotated[
+        float | None,
+        typer.Option(help="µm per pixel of slides that state none, or what cannot be."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Look at the installation and, if given, at slides: files, folders or a manifest.
@@ -55,7 +58,8 @@ def doctor(
     voice = Voice(json)
     findings = examine_installation(Path())
     if slides:
-        from histoscribe.app.doctor_slides import examine_slide, find_patients
+        from histoscribe.app.doctor_patients import find_patients
+        from histoscribe.app.doctor_slides import examine_slide
 
         patients = find_patients(slides, mpp)
         with voice.progress("slides") as advance:
@@ -73,7 +77,9 @@ def doctor(
 def tissue(
     slide: Annotated[Path, typer.Argument(help="The slide.")],
     out: Annotated[Path, typer.Argument(metavar="MASK", help="The GeoJSON to write.")],
-    mpp: Annotated[float | None, typer.Option(help="µm per pixel, if the file lacks it.")] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help="µm per pixel, in place of what the file says.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write where the tissue is, and what spoils it, as GeoJSON to look at and to edit.
@@ -81,6 +87,8 @@ def tissue(
         histoscribe tissue slides/S1.svs S1-tissue.geojson
 
     Open it in QuPath over the slide, change it, and name it in the column `tissue` of the manifest.
+    Ink, blur and folds are remarks, of the classes "Pen?", "Blur?" and "Fold?": what you rename to
+    Pen, Blur or Fold is left out of the tissue, and as it was written the mask is all of it.
     """
     from histoscribe.preprocess.artefacts import describe_artefacts, find_artefacts
     from histoscribe.preprocess.mask_geojson import write_mask
@@ -92,11 +100,25 @@ def tissue(
         raise ConfigError(f"{out} exists, and may be edited by hand; name another file")
     opened = open_slide(slide, mpp=mpp)
     mask = tissue_mask(opened)
+    if not mask.mask.any():
+        raise DataError(
+            f"{slide}: no tissue found, and no mask written. Is it an H&E slide, and is its mpp "
+            "right? Pale tissue can be drawn by hand in QuPath"
+        )
     artefacts = find_artefacts(opened, mask)
     write_mask(mask, out, opened.mpp, artefacts)
     found = describe_artefacts(artefacts)
+    for note in opened.notes:
+        voice.warn(note)
     voice.say(f"{mask.area_mm2:.2f} mm² of tissue; {found}")
-    voice.result({"mask": str(out), "tissue_mm2": mask.area_mm2, "artefacts": found})
+    voice.result(
+        {
+            "mask": str(out),
+            "tissue_mm2": mask.area_mm2,
+            "artefacts": found,
+            "notes": list(opened.notes),
+        }
+    )
 
 
 def config(config: Config = None, set: Set = None, json: Json = False) -> None:

@@ -22,8 +22,8 @@ from histoscribe.readers.packed import open_text
 TISSUE = "Tissue"
 CUT_OUT = {"pen", "blur", "fold", "exclude", "ignore"}
 """Classes that are taken out of the tissue, in small letters; QuPath's own is "Ignore*"."""
-REMARK = "Fold?"
-"""Class of what may be a fold: no tissue of its own, and not cut out until it is renamed."""
+REMARKS = ("Pen?", "Blur?", "Fold?")
+"""Classes of what was found, and may be: no tissue of their own, and not cut out until renamed."""
 MOST_OFF_SLIDE = 0.05
 """Share of the drawn area that may lie outside: a hand slips over the edge, not by more."""
 LEAST_ON_STAIN = 0.2
@@ -44,17 +44,17 @@ def write_mask(
 ) -> None:
     """Write one annotation of class Tissue for each piece of tissue, with its holes.
 
-    Outlines run along the edges of mask pixels, so that `read_mask` gives the very mask back; with
-    artefacts, what `usable` leaves of it. The last row and column of a mask may reach half a mask
-    pixel over the edge of the slide.
+    Outlines run along the edges of mask pixels, so that `read_mask` gives the very mask back, with
+    or without artefacts. The last row and column of a mask may reach half a mask pixel over the
+    edge of the slide.
 
     Args:
         mask: The tissue.
         path: The file to write, .geojson; it appears whole or not at all.
         mpp: µm per pixel (x, y) of the slide; coordinates are pixels of its full-resolution level,
             as QuPath has them.
-        artefacts: Pen and blur, written as the classes that `read_mask` cuts out, and folds, as
-            "Fold?", which it does not.
+        artefacts: Pen, blur and folds, written as remarks that `read_mask` passes over: "Pen?",
+            "Blur?" and "Fold?". Without its question mark, a class is cut out of the tissue.
 
     Raises:
         ConfigError: An `mpp` that is not above 0.
@@ -66,7 +66,7 @@ def write_mask(
     grids = {TISSUE: mask.mask}
     if artefacts is not None:
         check_grid(mask, artefacts)
-        grids |= {"Pen": artefacts.pen, "Blur": artefacts.blur, REMARK: artefacts.fold}
+        grids |= dict(zip(REMARKS, (artefacts.pen, artefacts.blur, artefacts.fold), strict=True))
     pieces = [(name, piece) for name, grid in grids.items() for piece in trace_pieces(grid)]
     with replacing(path) as (new,), new.open("w", encoding="utf-8") as file:
         file.write('{"type":"FeatureCollection","features":[')
@@ -81,8 +81,8 @@ def read_mask(path: Path, slide: Slide, mpp: float = 8.0) -> TissueMask:
 
     A mask pixel is tissue if its centre is inside a polygon and not in a hole of it. Annotations
     of any class, or of none, are tissue, but those of class Pen, Blur, Fold, Exclude or Ignore*,
-    which are cut out of it. Those of class "Fold?" and cells, detections and tiles of QuPath are
-    passed over. The tissue contours of HEST and TRIDENT are read as they are.
+    which are cut out of it. Those of class "Pen?", "Blur?" and "Fold?", and cells, detections and
+    tiles of QuPath, are passed over. The tissue contours of HEST and TRIDENT are read as they are.
 
     Args:
         path: GeoJSON in pixels of the full-resolution level, plain, .gz, or a zip of one file.
@@ -172,7 +172,7 @@ def _drawn(feature: Mapping[str, Any], path: Path) -> Iterator[Drawn]:
     if any(KINDS.get(kind, ANNOTATION) != ANNOTATION for kind in kinds if isinstance(kind, str)):
         return
     names = _class_names(properties.get("classification"))
-    if REMARK.lower() in names:
+    if any(remark.lower() in names for remark in REMARKS):
         return
     is_cut_out = any(name.rstrip("*") in CUT_OUT for name in names)
     polygons = list(_polygons(feature.get("geometry"), path))

@@ -14,7 +14,8 @@ from histoscribe.types import Box
 
 LEAST_STAIN, MOST_STAIN = 0.05, 0.20  # the threshold stays within: glass below, H&E above
 BLUR_UM = 8.0  # about a nucleus: lace of nuclei and cracks count as tissue
-SMALLEST_MM2 = 0.01  # a speck of dust, not a fragment
+SMALLEST_MM2 = 0.01  # a speck of dust, not a fragment; 100 µm square
+SMALLEST_SHARE = 0.25  # of the image: one below 200 µm square may be all within a fragment
 PIXELS_OF_A_PLACE = 64  # at most so many per mask pixel, so that the sample is spread out
 
 
@@ -52,7 +53,8 @@ def tissue_mask(slide: Slide, mpp: float = 8.0) -> TissueMask:
     pieces: Int[np.ndarray, "y x"] = np.asarray(label(mask, connectivity=1))
     n_pixels = np.bincount(pieces.ravel())
     n_pixels[0] = 0  # the glass
-    return mask_of((n_pixels * mpp**2 / 1e6 >= SMALLEST_MM2)[pieces], mpp)
+    least_mm2 = min(SMALLEST_MM2, SMALLEST_SHARE * mask.size * mpp**2 / 1e6)
+    return mask_of((n_pixels * mpp**2 / 1e6 >= least_mm2)[pieces], mpp)
 
 
 def mask_of(is_tissue: Bool[np.ndarray, "y x"], mpp: float) -> TissueMask:

@@ -87,6 +87,8 @@ def open_dicom(path: Path) -> "DicomSource":
 class DicomSource:
     """Pixels of a DICOM series; safe to read from several threads."""
 
+    notes = ()
+
     def __init__(
         self,
         path: Path,
@@ -96,6 +98,7 @@ class DicomSource:
     ) -> None:
         self.path = path
         self.level_size_px = tuple(level.size_px for level in levels)
+        self.level_piece_px = tuple(level.tile_px for level in levels)
         self.stated_mpp = stated_mpp
         self._levels = levels
         self._thumbnail = thumbnail
@@ -198,7 +201,7 @@ def _frame_at(
     tile_px: tuple[int, int],
 ) -> Int64[np.ndarray, "row column"]:
     n_across, n_down = (-(-n // one) for n, one in zip(size_px, tile_px, strict=True))
-    if header.get("DimensionOrganizationType", "TILED_FULL") == "TILED_FULL":
+    if _organization(header) == "TILED_FULL":
         if n_frames != n_across * n_down:
             msg = (
                 f"{path}: {n_frames} frames; {size_px[0]} x {size_px[1]} px in tiles of "
@@ -217,8 +220,29 @@ def _frame_at(
                 f"{tile_px[0]} x {tile_px[1]}; wanted tiles side by side. Export it as TILED_FULL."
             )
             raise DataError(msg)
-        frame_at[y // tile_px[1], x // tile_px[0]] = frame
+        if not (0 <= x < size_px[0] and 0 <= y < size_px[1]):
+            msg = (
+                f"{path}: a frame at pixel ({x}, {y}), off its {size_px[0]} x {size_px[1]} px. "
+                "Export it again."
+            )
+            raise DataError(msg)
+        where = y // tile_px[1], x // tile_px[0]
+        if frame_at[where] >= 0:
+            msg = (
+                f"{path}: two frames at pixel ({x}, {y}), as of several focal planes; wanted one "
+                "at each place. Export one plane."
+            )
+            raise DataError(msg)
+        frame_at[where] = frame
     return frame_at
+
+
+def _organization(header: Dataset) -> str:
+    """How frames are laid out; where it is not said, they are where their positions are."""
+    groups = header.get("PerFrameFunctionalGroupsSequence")
+    has_places = bool(groups) and "PlanePositionSlideSequence" in groups[0]
+    stated = header.get("DimensionOrganizationType")
+    return stated or ("TILED_SPARSE" if has_places else "TILED_FULL")
 
 
 def _decoder(header: Dataset) -> Decode:

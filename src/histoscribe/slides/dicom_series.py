@@ -43,11 +43,21 @@ def series_files(path: Path) -> tuple[Path, ...]:
             "Give a file of the scan."
         )
         raise DataError(msg)
-    return tuple(_by_series(path.parent)[wanted.series])
+    return tuple(files_by_series(path.parent)[wanted.series])
+
+
+def is_other_dicom(file: Path) -> bool:
+    """Whether it is sound DICOM of another kind, as annotations or an index (DICOMDIR) are."""
+    try:
+        with file.open("rb") as opened:
+            header = read_partial(opened, stop_when=lambda tag, _vr, _n: tag > SERIES_TAG)
+        return header.file_meta.MediaStorageSOPClassUID != VLWholeSlideMicroscopyImageStorage
+    except Exception:  # noqa: BLE001 - as above; a broken file may have been a slide
+        return False
 
 
 def _only_series(folder: Path) -> tuple[Path, ...]:
-    by_series = _by_series(folder)
+    by_series = files_by_series(folder)
     if len(by_series) != 1:
         names = ", ".join(files[0].name for files in by_series.values())
         msg = (
@@ -58,7 +68,8 @@ def _only_series(folder: Path) -> tuple[Path, ...]:
     return tuple(next(iter(by_series.values())))
 
 
-def _by_series(folder: Path) -> dict[str, list[Path]]:
+def files_by_series(folder: Path) -> dict[str, list[Path]]:
+    """The whole slide images of a folder, by the series they belong to, sorted by name."""
     by_series = defaultdict(list)
     for file in sorted(folder.iterdir()):
         member = _membership(file) if file.is_file() and is_dicom(file) else None

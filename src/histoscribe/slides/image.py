@@ -15,8 +15,12 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from histoscribe.errors import DataError
+from histoscribe.slides.pixels import LARGEST_PIECE_PX
 
-LARGEST_PX = 1_000_000_000  # 3 GB once decoded; larger scans come as pyramids
+BAND_PX = 1_000_000  # brought to RGB at a time
+DEPTH_AT, DEPTH = 24, 8  # byte of a PNG at which the bits of a sample stand, and how many
+UPRIGHT = 1
+ORIENTATION = 0x0112  # of EXIF
 END_MARKS = (b"\xff\xd9", b"IEND")
 TAIL_BYTES = 4096
 COLOUR_MODES = ("RGB", "RGBA", "P", "CMYK", "YCbCr")
@@ -29,17 +33,19 @@ def open_image(path: Path) -> "ImageSource":
         DataError: Broken, truncated, grey, 16-bit or too large to hold decoded.
     """
     with _open(path) as image:
-        size, mode = image.size, image.mode
-    if mode not in COLOUR_MODES:
-        msg = f"{path}: an image of mode {mode}; wanted 8-bit colour (RGB). Export it as RGB."
+        size, mode, notes = image.size, image.mode, _notes(image)
+        is_deep = isinstance(image, PngImageFile) and _depth(path) > DEPTH
+    if mode not in COLOUR_MODES or is_deep:
+        came = "16 bits a sample" if is_deep else f"mode {mode}"
+        msg = f"{path}: an image of {came}; wanted 8-bit colour (RGB). Export it as RGB."
         raise DataError(msg)
-    if size[0] * size[1] > LARGEST_PX:
+    if size[0] * size[1] > LARGEST_PIECE_PX:
         msg = (
             f"{path}: {size[0]} x {size[1]} px are too many to hold decoded (at most "
-            f"{LARGEST_PX:,} px). Convert it to a pyramidal TIFF."
+            f"{LARGEST_PIECE_PX:,} px). Convert it to a pyramidal TIFF."
         )
         raise DataError(msg)
-    source = ImageSource(path, size)
+    source = ImageSource(path, size, notes)
     if not _has_end_mark(path):
         source.decode()  # finds out now, not halfway through a run
     return source
@@ -50,9 +56,10 @@ class ImageSource:
 
     stated_mpp = None
 
-    def __init__(self, path: Path, size_px: tuple[int, int]) -> None:
+    def __init__(self, path: Path, size_px: tuple[int, int], notes: tuple[str, ...]) -> None:
         self.path = path
-        self.level_size_px = (size_px,)
+        self.level_size_px = self.level_piece_px = (size_px,)
+        self.notes = notes
         self._pixels: UInt8[np.ndarray, "y x 3"] | None = None
         self._lock = threading.Lock()
 
@@ -84,7 +91,7 @@ class ImageSource:
 
 def _open(path: Path) -> ImageFile:
     # the classes themselves, not Image.open: its guard against decompression bombs stops
-    # ordinary sections of 92 million pixels and is a global setting; LARGEST_PX is ours
+    # ordinary sections of 92 million pixels and is a global setting; LARGEST_PIECE_PX is ours
     with path.open("rb") as file:
         opener = PngImageFile if file.read(4) == b"\x89PNG" else JpegImageFile
     try:
@@ -99,11 +106,41 @@ def _decode(path: Path) -> UInt8[np.ndarray, "y x 3"]:
             image.load()
         except (OSError, SyntaxError, ValueError) as fault:
             raise _broken(path, fault) from fault
-        if image.mode in ("RGBA", "P"):
-            rgba = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-            return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
-        return np.asarray(image.convert("RGB"))
+        width, height = image.size
+        pixels = np.empty((height, width, 3), dtype=np.uint8)
+        n_rows = max(1, BAND_PX // width)
+        for top in range(0, height, n_rows):  # a copy of the whole would take as much again
+            band = image.crop((0, top, width, min(top + n_rows, height)))
+            pixels[top : top + n_rows] = _rgb_of(band)
+        return pixels
+
+
+def _rgb_of(band: Image.Image) -> UInt8[np.ndarray, "y x 3"]:
+    if band.mode in ("RGBA", "P"):
+        rgba = band.convert("RGBA")
+        white = Image.new("RGBA", band.size, (255, 255, 255, 255))
+        band = Image.alpha_composite(white, rgba)
+    return np.asarray(band if band.mode == "RGB" else band.convert("RGB"))
+
+
+def _notes(image: ImageFile) -> tuple[str, ...]:
+    if not isinstance(image, JpegImageFile):  # a PNG may hold it behind all its pixels
+        return ()
+    try:
+        orientation = image.getexif().get(ORIENTATION, UPRIGHT)
+    except Exception:  # noqa: BLE001 - damaged EXIF is of no weight: it is not applied
+        return ()
+    if orientation == UPRIGHT:
+        return ()
+    return (
+        f"its EXIF orientation says {orientation}, turned or mirrored; pixels are taken as they "
+        "are stored",
+    )
+
+
+def _depth(path: Path) -> int:
+    with path.open("rb") as file:
+        return file.read(DEPTH_AT + 1)[-1]
 
 
 def _has_end_mark(path: Path) -> bool:

@@ -18,13 +18,13 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, StorePath, WrapperStore, ZipStore
 
 from histoscribe.errors import DataError
+from histoscribe.slides.channels import check_channels
 from histoscribe.slides.ome_zarr_scale import origin_of, stated_mpp_of
 from histoscribe.slides.pixels import StatedMpp, is_shaped_as
 from histoscribe.slides.tiles import TileCache, paste_tiles
 
 VERSIONS = ("0.4", "0.5")
 SERIES_LAYOUT = "bioformats2raw.layout"  # its first series, "0", is the scan; labels come later
-RGB = ("FF0000", "00FF00", "0000FF")
 OTHER_FILL = 255  # what a chunk that is not there is read as, to tell it from a black one
 BLOSC_HEADER, BLOSC_LENGTH = 16, slice(12, 16)  # bytes; the length of a chunk with its header
 ORIGIN_PX = 1.0  # half a pixel aside is the usual shift of a coarse level's first centre
@@ -91,6 +91,8 @@ def open_ome_zarr(path: Path) -> "OmeZarrSource":
 class OmeZarrSource:
     """Pixels of an OME-Zarr image; safe to read from several threads."""
 
+    notes = ()
+
     def __init__(
         self,
         path: Path,
@@ -100,6 +102,7 @@ class OmeZarrSource:
     ) -> None:
         self.path = path
         self.level_size_px = tuple(level.size_px for level in levels)
+        self.level_piece_px = tuple(level.tile_px for level in levels)
         self.stated_mpp = stated_mpp
         self._levels = levels
         self._axes = axes
@@ -230,13 +233,11 @@ def _check_pixels(path: Path, array: zarr.Array, axes: tuple[str, ...]) -> None:
 
 def _check_colours(path: Path, metadata: dict[str, Any]) -> None:
     channels = metadata.get("omero", {}).get("channels", [])
-    colours = tuple(str(one.get("color", "")).lstrip("#").upper() for one in channels)
-    if len(set(colours)) == len(RGB) and colours != RGB:
-        msg = (
-            f"{path}: its channels are shown in {', '.join(colours)}; wanted red, green and blue "
-            f"({', '.join(RGB)}), an H&E image. Export the H&E image as RGB."
+    if len(channels) == 3:
+        names = [str(one.get("label") or "") for one in channels]
+        check_channels(
+            path, names, [str(one.get("color") or "").lstrip("#").upper() for one in channels]
         )
-        raise DataError(msg)
 
 
 def _level(array: zarr.Array, axes: tuple[str, ...]) -> Level:

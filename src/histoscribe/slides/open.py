@@ -28,7 +28,11 @@ UID = re.compile(r"[0-9]+(\.[0-9]+){3,}")  # a DICOM file is often named after o
 
 
 def open_slide(
-    path: str | Path, mpp: float | None = None, slide_id: str | None = None
+    path: str | Path,
+    mpp: float | None = None,
+    slide_id: str | None = None,
+    *,
+    default_mpp: float | None = None,
 ) -> PyramidSlide:
     """Open a slide.
 
@@ -41,6 +45,7 @@ def open_slide(
         mpp: µm per pixel of the full-resolution level, in place of what the file says; JPEG and
             PNG have none and need it.
         slide_id: Name of the slide; the file's name without its ending by default.
+        default_mpp: The same as `mpp`, but only where the file says nothing or what cannot be.
 
     Raises:
         DataError: The file is missing, broken or of no known format, or its scale is missing,
@@ -49,11 +54,13 @@ def open_slide(
     path = Path(path)
     source = _open_source(path)
     stated = source.stated_mpp
+    if mpp is None and default_mpp is not None and not (stated and _is_plausible(stated)):
+        mpp = default_mpp
     return PyramidSlide(
         source,
         mpp=_plausible_mpp(path, StatedMpp(mpp, mpp, "--mpp") if mpp is not None else stated),
         slide_id=slide_id or _name(path),
-        notes=_notes(stated, mpp),
+        notes=(*source.notes, *_notes(stated, mpp)),
         reopen=(open_slide, (path, mpp, slide_id)),
     )
 
@@ -111,7 +118,7 @@ def _plausible_mpp(path: Path, stated: StatedMpp | None) -> tuple[float, float]:
         )
         raise DataError(msg)
     scale = float(stated.x), float(stated.y)
-    if all(math.isfinite(one) and SMALLEST_MPP <= one <= LARGEST_MPP for one in scale):
+    if _is_plausible(stated):
         return scale
     pair = f"{scale[0]:.5g}" if scale[0] == scale[1] else f"{scale[0]:.5g} x {scale[1]:.5g}"
     msg = (
@@ -120,6 +127,12 @@ def _plausible_mpp(path: Path, stated: StatedMpp | None) -> tuple[float, float]:
         "the manifest."
     )
     raise DataError(msg)
+
+
+def _is_plausible(stated: StatedMpp) -> bool:
+    return all(
+        math.isfinite(one) and SMALLEST_MPP <= one <= LARGEST_MPP for one in (stated.x, stated.y)
+    )
 
 
 def _notes(stated: StatedMpp | None, mpp: float | None) -> tuple[str, ...]:

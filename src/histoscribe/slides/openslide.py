@@ -35,9 +35,12 @@ def open_openslide(path: Path) -> "OpenSlideSource":
 class OpenSlideSource:
     """Pixels through OpenSlide; safe to read from several threads."""
 
+    notes = ()
+
     def __init__(self, path: Path, handle: OpenSlide) -> None:
         self.path = path
         self.level_size_px = tuple(handle.level_dimensions)
+        self.level_piece_px = ((BLOCK_PX, BLOCK_PX),) * len(self.level_size_px)
         self.stated_mpp = _stated_mpp(handle)
         self._handle = handle
         self._blocks = TileCache()

@@ -6,6 +6,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
+LARGEST_PIECE_PX = 1_000_000_000  # what is decoded at once: 3 GB held, 8 GB while decoding
+DECODING_BYTES = 8  # a pixel, at most: JPEG and PNG measure 4 to 8, TIFF 3 (64 million px)
 SAME_HEIGHT = 0.02
 ROUNDED_PX = 2.0  # writers round up, down, or pad to whole blocks
 
@@ -45,6 +47,16 @@ class PixelSource(Protocol):
     @property
     def level_size_px(self) -> tuple[tuple[int, int], ...]:
         """Width and height of each level, level 0 the finest."""
+        ...
+
+    @property
+    def level_piece_px(self) -> tuple[tuple[int, int], ...]:
+        """Width and height of what each level decodes at once: a tile, a strip, or all of it."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the file though its pixels can be read."""
         ...
 
     @property

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from histoscribe.errors import DataError
-from histoscribe.slides.pixels import PixelSource, is_shaped_as
-from histoscribe.slides.resample import apply_filters, axis_filter
+from histoscribe.slides.pixels import PixelSource, StatedMpp, is_shaped_as
+from histoscribe.slides.resample import AxisFilter, apply_filters, axis_filter, spans
 from histoscribe.types import Box
 
 LARGEST_ENLARGEMENT = 2.0  # beyond it there is nothing in the pixels for an encoder to see
@@ -94,6 +94,16 @@ class PyramidSlide:
         """µm per pixel of every level, finest first."""
         return tuple((self._mpp[0] * x, self._mpp[1] * y) for x, y in self._downsamples)
 
+    @property
+    def level_piece_px(self) -> tuple[tuple[int, int], ...]:
+        """Width and height of what each level decodes at once: a tile, a strip, or all of it."""
+        return self._source.level_piece_px
+
+    @property
+    def stated_mpp(self) -> StatedMpp | None:
+        """The resolution that the file claims, or None, whichever is used."""
+        return self._source.stated_mpp
+
     def describe_reading(self, mpp: float) -> Reading:
         """How `read` makes pixels of `mpp` µm: the coarsest level that is fine enough.
 
@@ -143,20 +153,27 @@ class PyramidSlide:
         if reading.filter == "area":
             step_x, step_y = max(step_x, 1.0), max(step_y, 1.0)  # 0.9999999 is 1
         start_x, start_y = box.x_um / reading.level_mpp[0], box.y_um / reading.level_mpp[1]
-        across = axis_filter(start_x, step_x, n_x, width)
-        n_rows = max(1, int(BLOCK_PX / max(across.stop - across.first, 1) / step_y))
+        wide, high = self._source.level_piece_px[reading.level]
         image = np.empty((n_y, n_x, 3), dtype=np.uint8)
-        for row in range(0, n_y, n_rows):
-            n = min(n_rows, n_y - row)
-            down = axis_filter(start_y + row * step_y, step_y, n, height)
-            size = (across.stop - across.first, down.stop - down.first)
-            pixels = (
-                self._source.read_pixels(reading.level, (across.first, down.first), size)
-                if min(size) > 0
-                else np.empty((0, 0, 3), dtype=np.uint8)
-            )
-            image[row : row + n] = apply_filters(pixels, down, across)
+        # strips from top to bottom, so that the pieces two blocks share are still at hand
+        for column, n in spans((start_x, step_x, n_x, width), max(wide, BLOCK_PX // high), wide):
+            across = axis_filter(start_x + column * step_x, step_x, n, width)
+            most = BLOCK_PX // max(across.stop - across.first, 1)
+            for row, n_rows in spans((start_y, step_y, n_y, height), most, high):
+                down = axis_filter(start_y + row * step_y, step_y, n_rows, height)
+                image[row : row + n_rows, column : column + n] = apply_filters(
+                    self._pixels(reading.level, across, down), down, across
+                )
         return image
+
+    def _pixels(
+        self, level: int, across: AxisFilter, down: AxisFilter
+    ) -> UInt8[np.ndarray, "y x 3"]:
+        """What the filters need of a level."""
+        size = (across.stop - across.first, down.stop - down.first)
+        if min(size) == 0:
+            return np.empty((0, 0, 3), dtype=np.uint8)
+        return self._source.read_pixels(level, (across.first, down.first), size)
 
     def thumbnail(self, max_px: int) -> UInt8[np.ndarray, "y x 3"]:
         """The whole slide, its longer side `max_px` pixels or fewer; pixels are square.

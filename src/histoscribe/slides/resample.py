@@ -5,6 +5,8 @@ depends on its own interval alone, never on the rest of the rectangle: reading i
 reading whole.
 """
 
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -69,6 +71,31 @@ def axis_filter(start: float, step: float, n_output: int, n_source: int) -> Axis
     values = weights[rows, columns].astype(np.float32)
     matrix = csr_array((values, (rows, used - first)), shape=(n_output, stop - first))
     return AxisFilter(first, stop, matrix, coverage)
+
+
+def spans(
+    axis: tuple[float, float, int, int], most_px: int, piece_px: int
+) -> Iterator[tuple[int, int]]:
+    """An axis in parts, as (first output pixel, how many), each of few source pixels.
+
+    Args:
+        axis: Start, step, and number of output and source pixels, as `axis_filter` takes them.
+        most_px: Source pixels that a part may need; each has an output pixel at least.
+        piece_px: Source pixels that are decoded together. A part that has room for one ends where
+            one ends, so that it is decoded for one part only.
+    """
+    start, step, n_output, n_source = axis
+    first = 0
+    while first < n_output:
+        begin = start + first * step
+        end = begin + most_px
+        if most_px >= piece_px and end < n_source:
+            end = math.floor(end / piece_px) * piece_px
+        n = n_output - first
+        if end < n_source:
+            n = min(max(1, int((end - begin) / step + SNAP_PX)), n)
+        yield first, n
+        first += n
 
 
 def apply_filters(

@@ -1,65 +1,45 @@
-"""TIFF, OME-TIFF and Aperio SVS, tiled or in strips, through tifffile: exact, segment by segment.
-
-Levels are the series' own, in SubIFDs or as pages, and pages flagged as reduced images.
-"""
+"""TIFF, OME-TIFF and Aperio SVS, in tiles or strips, through tifffile: exact, piece by piece."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
-from tifffile import (
-    COMPRESSION,
-    PHOTOMETRIC,
-    PLANARCONFIG,
-    TiffFile,
-    TiffFileError,
-    TiffPage,
-    TiffPageSeries,
-)
+from tifffile import COMPRESSION, EXTRASAMPLE, PLANARCONFIG, TiffFile, TiffPage
 
 from histoscribe.errors import DataError
 from histoscribe.slides.pixels import StatedMpp
+from histoscribe.slides.tiff_pages import (
+    Level,
+    levels_of,
+    n_planes_of,
+    notes_of,
+    piece_px_of,
+    thumbnail_of,
+)
 from histoscribe.slides.tiff_scale import stated_mpp_of
 from histoscribe.slides.tiles import TileCache, paste
 
-SAME_ASPECT = 0.02
 RGB_OF_YCBCR = np.array(  # ITU-T T.871 (JFIF), the YCbCr of TIFF's default coefficients
     [[1.0, 0.0, 1.402], [1.0, -0.344136, -0.714136], [1.0, 1.772, 0.0]], dtype=np.float32
 )
-
-
-class Page(NamedTuple):
-    """A page and where its segments lie, read once so that the file need not stay open."""
-
-    tags: TiffPage
-    offsets: tuple[int, ...]
-    n_bytes: tuple[int, ...]
-    jpeg_tables: bytes | None
-
-
-class Level(NamedTuple):
-    """The pages of one level: one colour page, or one grey page for each of R, G, B."""
-
-    size_px: tuple[int, int]
-    pages: tuple[Page, ...]
 
 
 def open_tiff(path: Path) -> "TiffSource":
     """Open a TIFF.
 
     Raises:
-        DataError: Broken, or not 8-bit RGB.
+        DataError: Broken, in several files, not 8-bit RGB, or of pieces too large to decode.
     """
     try:
         with TiffFile(path) as file:
             return TiffSource(
-                path, _levels(path, file), stated_mpp_of(file), _thumbnail(path, file)
+                path, levels_of(path, file), stated_mpp_of(file), thumbnail_of(path, file)
             )
     except DataError:
         raise
-    except (TiffFileError, OSError, ValueError, IndexError, KeyError, AttributeError) as fault:
+    except Exception as fault:  # tifffile's are of many classes
         raise _broken(path, fault) from fault
 
 
@@ -75,7 +55,9 @@ class TiffSource:
     ) -> None:
         self.path = path
         self.level_size_px = tuple(level.size_px for level in levels)
+        self.level_piece_px = tuple(piece_px_of(level.pages[0].tags) for level in levels)
         self.stated_mpp = stated_mpp
+        self.notes = notes_of(levels[0])
         self._pictures = levels if thumbnail is None else (*levels, thumbnail)
         self._segments = TileCache()
 
@@ -103,9 +85,7 @@ class TiffSource:
             raise _broken(self.path, fault) from fault
         pixels = np.concatenate(parts, axis=2) if len(parts) > 1 else parts[0]
         if pixels.shape[2] == 4:
-            alpha = pixels[:, :, 3:].astype(np.uint16)
-            colour = pixels[:, :, :3] * alpha + 255 * (255 - alpha)
-            pixels = ((colour + 127) // 255).astype(np.uint8)
+            pixels = _on_white(pixels, pages[0].tags.extrasamples)
         return np.ascontiguousarray(pixels[:, :, :3])
 
     def _read_page(
@@ -154,45 +134,25 @@ def _segments_within(
 ) -> Iterator[tuple[int, int, int, int]]:
     """Index, plane, left and top of each segment that touches the rectangle."""
     (x, y), (width, height) = xy_px, size_px
-    if page.is_tiled:
-        n_wide, n_high = page.tilewidth, page.tilelength
-    else:
-        n_wide, n_high = page.imagewidth, min(page.rowsperstrip, page.imagelength)
+    n_wide, n_high = piece_px_of(page)
     n_across, n_down = -(-page.imagewidth // n_wide), -(-page.imagelength // n_high)
-    n_planes = page.samplesperpixel if page.planarconfig == PLANARCONFIG.SEPARATE else 1
-    for plane in range(n_planes):
+    for plane in range(n_planes_of(page)):
         for row in range(y // n_high, -(-(y + height) // n_high)):
             for column in range(x // n_wide, -(-(x + width) // n_wide)):
                 index = (plane * n_down + row) * n_across + column
                 yield index, plane, column * n_wide, row * n_high
 
 
-def _levels(path: Path, file: TiffFile) -> tuple[Level, ...]:
-    series = file.series[0]
-    levels = [_level(path, one) for one in series.levels]
-    # pyramids of pages that no standard ties together; of Aperio's pages tifffile knows which
-    # are levels, and a label or macro page, which may carry a name, is none
-    if len(levels) == 1 and not file.is_svs:
-        levels += [
-            Level((page.imagewidth, page.imagelength), (_page(page),))
-            for page in file.pages
-            if isinstance(page, TiffPage) and _is_reduced(page, levels[0])
-        ]
-    levels.sort(key=lambda level: -level.size_px[0])
-    return tuple(levels)
-
-
-def _thumbnail(path: Path, file: TiffFile) -> Level | None:
-    if not file.is_svs:
-        return None
-    for series in file.series:
-        # tifffile names by order: where a thumbnail was taken out, a label may stand in its place
-        if series.name == "Thumbnail" and not series.keyframe.is_reduced:
-            try:
-                return _level(path, series)
-            except DataError:
-                return None
-    return None
+def _on_white(
+    pixels: UInt8[np.ndarray, "y x 4"], extra: tuple[int, ...]
+) -> UInt8[np.ndarray, "y x 3"]:
+    """Transparency laid on white; a fourth sample that is not said to be that is left out."""
+    alpha, colour = pixels[:, :, 3:].astype(np.uint16), pixels[:, :, :3]
+    if extra[:1] == (EXTRASAMPLE.UNASSALPHA,):
+        return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    if extra[:1] == (EXTRASAMPLE.ASSOCALPHA,):  # already multiplied by it
+        return np.minimum(colour + (255 - alpha), 255).astype(np.uint8)
+    return colour
 
 
 def _rgb_of_ycbcr(
@@ -201,46 +161,6 @@ def _rgb_of_ycbcr(
     # Aperio's JPEG 2000 tiles hold plain YCbCr (compression 33003), which tifffile leaves so
     centred = ycbcr.astype(np.float32) - np.array([0, 128, 128], dtype=np.float32)
     return np.clip(np.rint(centred @ RGB_OF_YCBCR.T), 0, 255).astype(np.uint8)
-
-
-def _is_reduced(page: TiffPage, full: Level) -> bool:
-    width, height = full.size_px
-    ratio = (width / page.imagewidth) / (height / page.imagelength)
-    return (
-        page.is_reduced
-        and page.imagewidth < width
-        and abs(ratio - 1) < SAME_ASPECT
-        and page.samplesperpixel == full.pages[0].tags.samplesperpixel
-        and page.dtype == full.pages[0].tags.dtype
-    )
-
-
-def _level(path: Path, series: TiffPageSeries) -> Level:
-    sizes = dict(zip(series.axes, series.shape, strict=True))
-    n_pages = sizes.get("C", 1)
-    pages = tuple(series.pages[one] for one in range(min(n_pages, len(series.pages))))
-    keyframe = series.keyframe
-    others = [axis for axis in sizes if axis not in "YXSC" and sizes[axis] > 1]
-    is_colour = len(pages) * keyframe.samplesperpixel in (3, 4) and keyframe.photometric in (
-        PHOTOMETRIC.RGB,
-        PHOTOMETRIC.YCBCR,
-        PHOTOMETRIC.MINISBLACK,
-    )
-    if others or not is_colour or series.dtype != np.uint8:
-        msg = (
-            f"{path}: holds {series.dtype} of shape {series.shape} ({series.axes}, "
-            f"{PHOTOMETRIC(keyframe.photometric).name}); wanted one 8-bit RGB image. "
-            "Export it as that."
-        )
-        raise DataError(msg)
-    # a frame shares its first page's tags; whole pages are what decodes
-    frames = [page if isinstance(page, TiffPage) else page.aspage() for page in pages if page]
-    return Level((sizes["X"], sizes["Y"]), tuple(_page(frame) for frame in frames))
-
-
-def _page(page: TiffPage) -> Page:
-    page.decode  # noqa: B018 - tifffile builds the decoder, and keeps it, while the file is open
-    return Page(page, tuple(page.dataoffsets), tuple(page.databytecounts), page.jpegtables)
 
 
 def _broken(path: Path, fault: Exception) -> DataError:

@@ -66,7 +66,10 @@ def _from_tags(page: TiffPage) -> StatedMpp | None:
     unit = MICRONS_OF_TAG.get(page.resolutionunit)
     if unit is None or "XResolution" not in page.tags or "YResolution" not in page.tags:
         return None
-    x, y = page.resolution
+    try:
+        x, y = page.resolution
+    except Exception:  # noqa: BLE001 - damaged tags; the pixels may be sound, and --mpp given
+        return None
     if x <= 0 or y <= 0:
         return None
     return StatedMpp(unit / x, unit / y, "its resolution tag")
