@@ -40,11 +40,11 @@ from histoscribe.preprocess.describe import describe_nuclei, look_at_fields, rea
 from histoscribe.preprocess.encoders.dense_encoder import DenseEncoder
 from histoscribe.preprocess.encoders.encoder import Encoder
 from histoscribe.preprocess.encoders.names import load_encoder, load_network
-from histoscribe.preprocess.encoders.patch_network import NetworkFacts, PatchNetwork
+from histoscribe.preprocess.encoders.networks.patch_network import NetworkFacts, PatchNetwork
+from histoscribe.preprocess.encoders.networks.token_network import TokenNetwork
+from histoscribe.preprocess.encoders.networks.vit_presets import IMAGENET
 from histoscribe.preprocess.encoders.tile_encoder import TileEncoder
-from histoscribe.preprocess.encoders.token_network import TokenNetwork
 from histoscribe.preprocess.encoders.view import ViewConfig
-from histoscribe.preprocess.encoders.vit_presets import IMAGENET
 from histoscribe.preprocess.fields import FieldPlan, plan_grid
 from histoscribe.preprocess.nuclei import Found, take_owned
 from histoscribe.preprocess.quality import CropTally

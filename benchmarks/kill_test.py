@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from histoscribe.app.workspace import Workspace
-from histoscribe.preprocess.status import read_status
+from histoscribe.preprocess.line.status import read_status
 from small_cohort import N_SLIDES, end_group, hash_stores, make_study, start
 
 STAGES = ("reading", "segmenting", "encoding", "writing")

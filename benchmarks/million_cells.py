@@ -32,7 +32,7 @@ from scipy.spatial import KDTree
 
 from histoscribe.data.cells import Cells
 from histoscribe.data.store import read_cells, write_cells, write_tiles
-from histoscribe.preprocess.budget import Budget
+from histoscribe.preprocess.line.budget import Budget
 from histoscribe.preprocess.nuclei import overlap_of_smaller
 from histoscribe.preprocess.preparation import PrepareConfig, plan_preparation
 from histoscribe.preprocess.run import carry_out, discard

@@ -11,7 +11,7 @@ from tests.app.conftest import TOY_PARTS, stores_of
 from histoscribe.app.workspace import Workspace
 from histoscribe.data.store import read_cells, read_tiles
 from histoscribe.errors import DataError
-from histoscribe.preprocess import field_stages
+from histoscribe.preprocess.line import field_stages
 
 pytestmark = pytest.mark.slow
 ONE = ("--sample", "s1")

@@ -7,14 +7,14 @@ from histoscribe.data.cells import Outlines
 from histoscribe.data.toy import ToySlide
 from histoscribe.preprocess.describe import FieldSquares
 from histoscribe.preprocess.fields import FieldPlan, plan_around, plan_grid
-from histoscribe.preprocess.gather import SlideNuclei, gather_nuclei
+from histoscribe.preprocess.line.gather import SlideNuclei, gather_nuclei
+from histoscribe.preprocess.line.parts import FieldResult, PartList, make_part
 from histoscribe.preprocess.nuclei import (
     FieldNuclei,
     describe_found,
     outline_found,
     take_owned,
 )
-from histoscribe.preprocess.parts import FieldResult, PartList, make_part
 from histoscribe.preprocess.quality import CropTally
 from histoscribe.preprocess.tissue import TissueMask
 

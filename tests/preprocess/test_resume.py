@@ -19,14 +19,14 @@ from histoscribe.data.store import write_cells, write_tiles
 from histoscribe.data.tiles import Tiles
 from histoscribe.data.toy import ToySlide, toy_world
 from histoscribe.errors import DataError
-from histoscribe.preprocess import budget, field_stages, run
-from histoscribe.preprocess.budget import Budget
+from histoscribe.preprocess import run
 from histoscribe.preprocess.encoders.view import ViewConfig
-from histoscribe.preprocess.parts import PartFolder
-
+from histoscribe.preprocess.line import budget, field_stages
+from histoscribe.preprocess.line.budget import Budget
+from histoscribe.preprocess.line.parts import PartFolder
+from histoscribe.preprocess.line.status import read_status
 from histoscribe.preprocess.preparation import Preparation
 from histoscribe.preprocess.run import Outcome, PrepareConfig, carry_out, plan_preparation
-from histoscribe.preprocess.status import read_status
 
 MAPS = PrepareConfig(segmenter="toy", encoder="toy", field_px=384, calibration_pixels=999)
 TILES = dataclasses.replace(MAPS, view=ViewConfig(way="tile", tile_um=16.0, input_px=32))
@@ -254,8 +254,9 @@ import sys, time
 from pathlib import Path
 import numpy as np
 from histoscribe.data.toy import ToySlide, toy_world
-from histoscribe.preprocess import budget, run
-from histoscribe.preprocess.parts import PartFolder
+from histoscribe.preprocess import run
+from histoscribe.preprocess.line import budget
+from histoscribe.preprocess.line.parts import PartFolder
 from histoscribe.preprocess.preparation import PrepareConfig, plan_preparation
 
 class SlowSlide(ToySlide):

@@ -14,7 +14,7 @@ from histoscribe.app.faults import Fault, worker_died
 from histoscribe.app.study import Sample
 from histoscribe.app.workspace import Workspace
 from histoscribe.errors import ConfigError, HistoscribeError
-from histoscribe.preprocess.budget import Budget, n_cores
+from histoscribe.preprocess.line.budget import Budget, n_cores
 from histoscribe.preprocess.preparation import PrepareConfig
 
 State = Literal["done", "kept", "failed", "not tried"]

@@ -23,7 +23,7 @@ from histoscribe.data.cells import Cells
 from histoscribe.data.regions import Regions
 from histoscribe.data.store import read_cells, read_tiles
 from histoscribe.errors import DataError, MismatchError
-from histoscribe.preprocess.budget import Budget
+from histoscribe.preprocess.line.budget import Budget
 from histoscribe.preprocess.preparation import CENTRES, PrepareConfig, hash_centres
 from histoscribe.train.assemble import SlideData
 

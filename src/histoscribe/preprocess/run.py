@@ -14,10 +14,15 @@ from histoscribe.data.regions import Regions
 from histoscribe.data.slide import Slide
 from histoscribe.data.tiles import Tiles
 from histoscribe.errors import DataError
-from histoscribe.preprocess.budget import Budget, Load, Shares, resident_bytes
-from histoscribe.preprocess.field_stages import stages_of
-from histoscribe.preprocess.gather import SlideNuclei, SlideSquares, gather_nuclei, gather_squares
-from histoscribe.preprocess.parts import (
+from histoscribe.preprocess.line.budget import Budget, Load, Shares, resident_bytes
+from histoscribe.preprocess.line.field_stages import stages_of
+from histoscribe.preprocess.line.gather import (
+    SlideNuclei,
+    SlideSquares,
+    gather_nuclei,
+    gather_squares,
+)
+from histoscribe.preprocess.line.parts import (
     FieldResult,
     Part,
     PartFolder,
@@ -25,12 +30,12 @@ from histoscribe.preprocess.parts import (
     Parts,
     make_part,
 )
-from histoscribe.preprocess.pipeline import Clock, Stage, StageTimes, run_stages
+from histoscribe.preprocess.line.pipeline import Clock, Stage, StageTimes, run_stages
+from histoscribe.preprocess.line.status import status_in
 from histoscribe.preprocess.preparation import Preparation, PrepareConfig, plan_preparation
 from histoscribe.preprocess.quality import CropTally, check_features, check_nuclei
 from histoscribe.preprocess.segmenters.given import types_at
 from histoscribe.preprocess.segmenters.segmenter import NetworkSegmenter
-from histoscribe.preprocess.status import status_in
 
 MAX_UNREADABLE = 0.01  # share of fields
 

@@ -14,13 +14,13 @@ from histoscribe.data.toy import ToyWorld, toy_world
 from histoscribe.preprocess.describe import describe_nuclei, describe_squares, look_at_fields
 from histoscribe.preprocess.describe import read_field as read
 from histoscribe.preprocess.encoders.encoder import Encoder
-from histoscribe.preprocess.encoders.patch_network import (
+from histoscribe.preprocess.encoders.networks.patch_network import (
     Looked,
     NetworkFacts,
     check_sides,
     standardise,
 )
-from histoscribe.preprocess.encoders.token_network import TokenNetwork
+from histoscribe.preprocess.encoders.networks.token_network import TokenNetwork
 from histoscribe.preprocess.fields import plan_grid
 from histoscribe.preprocess.nuclei import take_owned
 from histoscribe.preprocess.quality import CropTally

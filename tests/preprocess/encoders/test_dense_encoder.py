@@ -10,8 +10,8 @@ from histoscribe.errors import ConfigError, MismatchError
 from histoscribe.preprocess.describe import read_field
 from histoscribe.preprocess.encoders.dense_encoder import DenseEncoder, cut_pieces, join_pieces
 from histoscribe.preprocess.encoders.encoder import Sight
-from histoscribe.preprocess.encoders.patch_network import PatchNetwork
-from histoscribe.preprocess.encoders.token_network import TokenNetwork
+from histoscribe.preprocess.encoders.networks.patch_network import PatchNetwork
+from histoscribe.preprocess.encoders.networks.token_network import TokenNetwork
 from histoscribe.preprocess.encoders.view import ViewConfig
 from histoscribe.preprocess.fields import plan_around, plan_grid
 from histoscribe.preprocess.tissue import tissue_mask

@@ -8,10 +8,10 @@ import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
 from histoscribe.data.toy import ToyWorld
 from histoscribe.errors import ConfigError, MismatchError
 from histoscribe.preprocess.describe import read_field
+from histoscribe.preprocess.encoders.networks.patch_network import PatchNetwork
+from histoscribe.preprocess.encoders.networks.token_network import TokenNetwork
 from histoscribe.preprocess.encoders.passes import PIXELS_AT_ONCE
-from histoscribe.preprocess.encoders.patch_network import PatchNetwork
 from histoscribe.preprocess.encoders.tile_encoder import TileEncoder
-from histoscribe.preprocess.encoders.token_network import TokenNetwork
 from histoscribe.preprocess.encoders.toy import ToyNetwork
 from histoscribe.preprocess.encoders.view import ViewConfig
 from histoscribe.preprocess.fields import plan_grid

@@ -15,9 +15,9 @@ from histoscribe.data.toy import ToySlide
 from histoscribe.errors import DataError
 from histoscribe.preprocess.describe import FieldSquares
 from histoscribe.preprocess.fields import FieldPlan, plan_around, plan_grid
-from histoscribe.preprocess.gather import gather_nuclei
+from histoscribe.preprocess.line.gather import gather_nuclei
+from histoscribe.preprocess.line.parts import FieldResult, PartList, make_part
 from histoscribe.preprocess.nuclei import describe_found
-from histoscribe.preprocess.parts import FieldResult, PartList, make_part
 from histoscribe.preprocess.quality import CropTally
 from histoscribe.preprocess.segmenters.given import (
     fill,

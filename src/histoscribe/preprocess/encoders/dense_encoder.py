@@ -21,8 +21,8 @@ from histoscribe.preprocess.encoders.encoder import (
     Squares,
     owned_corner_px,
 )
+from histoscribe.preprocess.encoders.networks.patch_network import PatchNetwork
 from histoscribe.preprocess.encoders.passes import fit_calibration, look_at, pooling_of
-from histoscribe.preprocess.encoders.patch_network import PatchNetwork
 from histoscribe.preprocess.encoders.view import ViewConfig
 from histoscribe.preprocess.features import (
     FeatureMap,

@@ -3,7 +3,7 @@
 from histoscribe.preprocess import weights
 from histoscribe.preprocess.encoders.encoder import EncoderIdentity
 from histoscribe.preprocess.encoders.map_encoder import MapEncoder, map_pooling
-from histoscribe.preprocess.encoders.patch_network import choose_device
+from histoscribe.preprocess.encoders.networks.patch_network import choose_device
 from histoscribe.preprocess.encoders.view import ViewConfig
 from histoscribe.preprocess.segmenters import instanseg
 from histoscribe.preprocess.segmenters.instanseg_network import STAGES

@@ -6,27 +6,28 @@ from typing import Any
 
 from histoscribe.errors import ConfigError
 from histoscribe.preprocess.encoders.encoder import Encoder
-from histoscribe.preprocess.encoders.patch_network import PatchNetwork
+from histoscribe.preprocess.encoders.networks.patch_network import PatchNetwork
+from histoscribe.preprocess.encoders.networks.vit_presets import VIT_PRESETS
 from histoscribe.preprocess.encoders.view import ViewConfig
-from histoscribe.preprocess.encoders.vit_presets import VIT_PRESETS
 
+HERE = "histoscribe.preprocess.encoders"
 NETWORKS = {
-    "instanseg": "histoscribe.preprocess.encoders.instanseg_patches:load_instanseg_patches",
-    "efficientnet-lite0": "histoscribe.preprocess.encoders.efficientnet:load_efficientnet",
-    "toy": "histoscribe.preprocess.encoders.toy:ToyNetwork",
-    "vit": "histoscribe.preprocess.encoders.hub_network:load_hub_network",
+    "instanseg": f"{HERE}.networks.instanseg_patches:load_instanseg_patches",
+    "efficientnet-lite0": f"{HERE}.networks.efficientnet:load_efficientnet",
+    "toy": f"{HERE}.toy:ToyNetwork",
+    "vit": f"{HERE}.networks.hub_network:load_hub_network",
 }
 """name -> "module:factory" of a `PatchNetwork`; "vit" takes the model's folder or hub id."""
 
 DENSE_MAPS = {
-    "instanseg": "histoscribe.preprocess.encoders.instanseg:load_instanseg_maps",
-    "toy": "histoscribe.preprocess.encoders.toy:load_toy_maps",
+    "instanseg": f"{HERE}.instanseg:load_instanseg_maps",
+    "toy": f"{HERE}.toy:load_toy_maps",
 }
 """name -> "module:factory" of the dense encoder whose maps a segmenter gives."""
 
 WAYS = {
-    "dense": "histoscribe.preprocess.encoders.dense_encoder:DenseEncoder",
-    "tile": "histoscribe.preprocess.encoders.tile_encoder:TileEncoder",
+    "dense": f"{HERE}.dense_encoder:DenseEncoder",
+    "tile": f"{HERE}.tile_encoder:TileEncoder",
 }
 """way -> "module:class" that shows cells to a `PatchNetwork`."""
 
@@ -75,7 +76,7 @@ def load_encoder(asked: str, view: ViewConfig) -> Encoder:
 def load_network(name: str, source: str) -> PatchNetwork:
     """The network of a name, from its source where it has one."""
     if name in VIT_PRESETS:
-        load_named = find("histoscribe.preprocess.encoders.vit_checkpoints:load_named_network")
+        load_named = find(f"{HERE}.networks.vit_checkpoints:load_named_network")
         return load_named(name, Path(source))
     factory = find(NETWORKS[name])
     return factory(source) if name in WITH_SOURCE else factory()

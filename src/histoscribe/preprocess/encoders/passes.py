@@ -8,7 +8,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from histoscribe.errors import ConfigError
-from histoscribe.preprocess.encoders.patch_network import Looked, NetworkFacts, PatchNetwork
+from histoscribe.preprocess.encoders.networks.patch_network import (
+    Looked,
+    NetworkFacts,
+    PatchNetwork,
+)
 from histoscribe.preprocess.encoders.view import Pooling, ViewConfig
 from histoscribe.preprocess.segmenters.instanseg import fit_range
 from histoscribe.preprocess.segmenters.segmenter import Calibration

@@ -20,6 +20,7 @@ from histoscribe.preprocess.encoders.encoder import (
     Squares,
     owned_corner_px,
 )
+from histoscribe.preprocess.encoders.networks.patch_network import Looked, PatchNetwork
 from histoscribe.preprocess.encoders.passes import (
     check_input,
     fit_calibration,
@@ -27,7 +28,6 @@ from histoscribe.preprocess.encoders.passes import (
     pooling_of,
     spread,
 )
-from histoscribe.preprocess.encoders.patch_network import Looked, PatchNetwork
 from histoscribe.preprocess.encoders.view import Pooling, ViewConfig
 from histoscribe.preprocess.features import crop_squares
 from histoscribe.preprocess.fields import BAND_UM, FieldPlan

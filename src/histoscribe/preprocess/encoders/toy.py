@@ -7,7 +7,7 @@ from torch import Tensor
 
 from histoscribe.preprocess.encoders.encoder import EncoderIdentity
 from histoscribe.preprocess.encoders.map_encoder import MapEncoder, map_pooling
-from histoscribe.preprocess.encoders.patch_network import Looked, NetworkFacts, check_sides
+from histoscribe.preprocess.encoders.networks.patch_network import Looked, NetworkFacts, check_sides
 from histoscribe.preprocess.encoders.view import ViewConfig
 from histoscribe.preprocess.segmenters.segmenter import Calibration
 from histoscribe.preprocess.segmenters.toy import ToySegmenter

@@ -8,8 +8,8 @@ cards and repositories of their authors; `timm` is the name of the architecture 
 
 from dataclasses import dataclass, field
 
-from histoscribe.preprocess.encoders.patch_network import Triple
-from histoscribe.preprocess.encoders.vit_network import VitShape
+from histoscribe.preprocess.encoders.networks.patch_network import Triple
+from histoscribe.preprocess.encoders.networks.vit_network import VitShape
 
 IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP: tuple[Triple, Triple] = (  # OpenAI's CLIP, Radford et al. 2021

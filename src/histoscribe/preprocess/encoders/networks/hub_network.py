@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from histoscribe.errors import ConfigError, DataError, MismatchError, MissingExtra
-from histoscribe.preprocess.encoders.patch_network import NetworkFacts, Triple
-from histoscribe.preprocess.encoders.token_network import TokenNetwork
-from histoscribe.preprocess.encoders.vit_checkpoints import names_for
-from histoscribe.preprocess.encoders.vit_presets import IMAGENET
+from histoscribe.preprocess.encoders.networks.patch_network import NetworkFacts, Triple
+from histoscribe.preprocess.encoders.networks.token_network import TokenNetwork
+from histoscribe.preprocess.encoders.networks.vit_checkpoints import names_for
+from histoscribe.preprocess.encoders.networks.vit_presets import IMAGENET
 from histoscribe.preprocess.weights import sha256_of
 
 NATIVE_MPP = 0.5  # where tissue encoders are trained most; no folder states it

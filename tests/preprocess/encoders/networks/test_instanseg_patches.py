@@ -4,8 +4,8 @@ import torch
 
 from histoscribe.errors import ConfigError, HistoscribeError
 from histoscribe.preprocess import weights
-from histoscribe.preprocess.encoders.instanseg_patches import load_instanseg_patches, place
-from histoscribe.preprocess.encoders.patch_network import PatchNetwork
+from histoscribe.preprocess.encoders.networks.instanseg_patches import load_instanseg_patches, place
+from histoscribe.preprocess.encoders.networks.patch_network import PatchNetwork
 from histoscribe.preprocess.segmenters.instanseg import NAME, load_instanseg, scale
 from histoscribe.preprocess.segmenters.segmenter import Calibration
 

@@ -15,7 +15,7 @@ from transformers import (
     ViTModel,
 )
 
-from histoscribe.preprocess.encoders.vit_network import (
+from histoscribe.preprocess.encoders.networks.vit_network import (
     Block,
     VitNetwork,
     VitShape,

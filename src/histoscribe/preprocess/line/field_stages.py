@@ -8,7 +8,6 @@ import numpy as np
 
 from histoscribe.data.cells import Outlines
 from histoscribe.errors import ConfigError, DataError, can_pass
-from histoscribe.preprocess.budget import Shares
 from histoscribe.preprocess.describe import (
     describe_nuclei,
     describe_squares,
@@ -16,9 +15,10 @@ from histoscribe.preprocess.describe import (
     read_field,
 )
 from histoscribe.preprocess.encoders.encoder import FieldLook, FieldPixels
+from histoscribe.preprocess.line.budget import Shares
+from histoscribe.preprocess.line.parts import FieldResult
+from histoscribe.preprocess.line.pipeline import Stage
 from histoscribe.preprocess.nuclei import Found, describe_found, outline_found, take_owned
-from histoscribe.preprocess.parts import FieldResult
-from histoscribe.preprocess.pipeline import Stage
 from histoscribe.preprocess.preparation import Preparation
 from histoscribe.preprocess.quality import CropTally
 from histoscribe.preprocess.segmenters.given import take_given

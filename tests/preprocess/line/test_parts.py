@@ -12,9 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from histoscribe.data.cells import Outlines
 from histoscribe.preprocess.describe import FieldSquares
-from histoscribe.preprocess.gather import gather_nuclei, gather_squares
-from histoscribe.preprocess.nuclei import FieldNuclei
-from histoscribe.preprocess.parts import (
+from histoscribe.preprocess.line.gather import gather_nuclei, gather_squares
+from histoscribe.preprocess.line.parts import (
     COLUMNS,
     FieldResult,
     Part,
@@ -23,9 +22,10 @@ from histoscribe.preprocess.parts import (
     Parts,
     make_part,
 )
+from histoscribe.preprocess.line.status import NAME, Status, read_status
+from histoscribe.preprocess.nuclei import FieldNuclei
 from histoscribe.preprocess.quality import CropTally
 from histoscribe.preprocess.run import missing_runs
-from histoscribe.preprocess.status import NAME, Status, read_status
 
 N_FIELDS = 23
 

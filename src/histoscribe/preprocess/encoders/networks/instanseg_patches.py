@@ -14,7 +14,7 @@ from torch import Tensor
 
 from histoscribe.errors import ConfigError
 from histoscribe.preprocess import weights
-from histoscribe.preprocess.encoders.patch_network import (
+from histoscribe.preprocess.encoders.networks.patch_network import (
     Looked,
     NetworkFacts,
     check_sides,

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from histoscribe.preprocess.pipeline import AtWork
+from histoscribe.preprocess.line.pipeline import AtWork
 
 NAME = "status.json"
 LENGTH = 2048

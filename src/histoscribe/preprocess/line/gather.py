@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float16, Float32, Int64
 
 from histoscribe.data.cells import Outlines
 from histoscribe.data.mapped import as_read_only, release
+from histoscribe.preprocess.line.parts import Parts
 from histoscribe.preprocess.nuclei import find_twins, is_at_seam
-from histoscribe.preprocess.parts import Parts
 
 
 class SlideNuclei(NamedTuple):

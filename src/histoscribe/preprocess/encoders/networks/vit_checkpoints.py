@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from histoscribe.errors import ConfigError, DataError, MismatchError
-from histoscribe.preprocess.encoders.patch_network import NetworkFacts
-from histoscribe.preprocess.encoders.token_network import TokenNetwork
-from histoscribe.preprocess.encoders.vit_network import VitNetwork
-from histoscribe.preprocess.encoders.vit_presets import VIT_PRESETS, VitPreset
+from histoscribe.preprocess.encoders.networks.patch_network import NetworkFacts
+from histoscribe.preprocess.encoders.networks.token_network import TokenNetwork
+from histoscribe.preprocess.encoders.networks.vit_network import VitNetwork
+from histoscribe.preprocess.encoders.networks.vit_presets import VIT_PRESETS, VitPreset
 from histoscribe.preprocess.weights import convert_foreign, sha256_of
 
 FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder, the first that is there

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from histoscribe.preprocess.pipeline import Clock, Stage, run_stages
+from histoscribe.preprocess.line.pipeline import Clock, Stage, run_stages
 
 NAMES = ("double", "add", "tell")
 

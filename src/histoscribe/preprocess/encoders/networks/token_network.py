@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from histoscribe.errors import MismatchError
-from histoscribe.preprocess.encoders.patch_network import (
+from histoscribe.preprocess.encoders.networks.patch_network import (
     Looked,
     NetworkFacts,
     check_sides,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from histoscribe.errors import MismatchError
 from histoscribe.preprocess import weights
-from histoscribe.preprocess.encoders.patch_network import (
+from histoscribe.preprocess.encoders.networks.patch_network import (
     Looked,
     NetworkFacts,
     check_sides,

@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from histoscribe.errors import ConfigError, DataError, MismatchError, MissingExtra
-from histoscribe.preprocess.encoders.hub_network import load_hub_network
-from histoscribe.preprocess.encoders.patch_network import PatchNetwork
-from histoscribe.preprocess.encoders.vit_presets import IMAGENET
+from histoscribe.preprocess.encoders.networks.hub_network import load_hub_network
+from histoscribe.preprocess.encoders.networks.patch_network import PatchNetwork
+from histoscribe.preprocess.encoders.networks.vit_presets import IMAGENET
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3}
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from histoscribe.errors import ConfigError, HistoscribeError, MismatchError
 from histoscribe.preprocess import weights
-from histoscribe.preprocess.encoders.efficientnet import (
+from histoscribe.preprocess.encoders.networks.efficientnet import (
     NAME,
     EfficientNetLite0,
     EfficientNetPatches,
@@ -18,7 +18,7 @@ from histoscribe.preprocess.encoders.efficientnet import (
     published_shapes,
     same_padding,
 )
-from histoscribe.preprocess.encoders.patch_network import PatchNetwork
+from histoscribe.preprocess.encoders.networks.patch_network import PatchNetwork
 
 REFERENCE = Path(__file__).parent / "efficientnet_lite0_outputs.json"
 

@@ -3,7 +3,7 @@
 import pytest
 
 from histoscribe.errors import ConfigError
-from histoscribe.preprocess.budget import GB, Budget, Load, bytes_needed
+from histoscribe.preprocess.line.budget import GB, Budget, Load, bytes_needed
 
 LOAD = Load(field_px=512, owned_mm2=0.05, n_features=960, has_network=True, on_gpu=False)
 

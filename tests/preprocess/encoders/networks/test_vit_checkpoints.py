@@ -9,12 +9,15 @@ from safetensors.torch import save_file
 
 from histoscribe.errors import ConfigError, DataError, MismatchError
 from histoscribe.preprocess import weights
-from histoscribe.preprocess.encoders import vit_presets
-from histoscribe.preprocess.encoders.patch_network import PatchNetwork
-from histoscribe.preprocess.encoders.token_network import TokenNetwork
-from histoscribe.preprocess.encoders.vit_checkpoints import load_named_network, published_keys
-from histoscribe.preprocess.encoders.vit_network import VitNetwork
-from histoscribe.preprocess.encoders.vit_presets import VIT_PRESETS, VitPreset
+from histoscribe.preprocess.encoders.networks import vit_presets
+from histoscribe.preprocess.encoders.networks.patch_network import PatchNetwork
+from histoscribe.preprocess.encoders.networks.token_network import TokenNetwork
+from histoscribe.preprocess.encoders.networks.vit_checkpoints import (
+    load_named_network,
+    published_keys,
+)
+from histoscribe.preprocess.encoders.networks.vit_network import VitNetwork
+from histoscribe.preprocess.encoders.networks.vit_presets import VIT_PRESETS, VitPreset
 
 PUBLISHED = json.loads((Path(__file__).parent / "vit_keys.json").read_text())["presets"]
 

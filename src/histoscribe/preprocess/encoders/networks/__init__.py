@@ -1,0 +1,1 @@
+"""Networks that encoders show pixels to: one contract, many published architectures."""

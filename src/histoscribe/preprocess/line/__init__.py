@@ -1,0 +1,1 @@
+"""The line that fields go through: stages, memory, and parts that outlive a kill."""
