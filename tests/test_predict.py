@@ -79,5 +79,5 @@ def test_another_encoder_is_refused_with_the_mend(checkpoint, slides):
         cells=replace(slides[2].cells, encoder_id="uni2@91c0"),
         tiles=replace(slides[2].tiles, encoder_id="uni2@91c0"),
     )
-    with pytest.raises(MismatchError, match=r"expects features of toy@.*have uni2@91c0.*--encoder"):
+    with pytest.raises(MismatchError, match=r"features of toy@.*have uni2@91c0.*prepare.stain"):
         predict_regions(checkpoint, [other])

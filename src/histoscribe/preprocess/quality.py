@@ -22,6 +22,7 @@ USUAL_AREA_UM2 = 40.0  # 7 µm across
 # whose nuclei are 4,400 per mm²), so there the nuclei must be as dense as nuclei are.
 FINEST_SCAN_MPP = 0.1
 MIN_DENSITY_FINE = 1000.0
+MIN_AREA_FINE_MM2 = 0.01  # 100 µm square: a section at a tenth of its mpp may be less
 CHUNK = 4096  # rows looked at together: 30 MB of the widest features
 
 LOG = logging.getLogger(__name__)
@@ -138,13 +139,19 @@ def check_nuclei(
             the least density is higher, and is asked of little tissue too.
 
     Raises:
-        DataError: None found, the median area is outside 12 to 150 µm², or the density is outside
-            100 (1,000) to 25,000 per mm².
+        DataError: None found, the median area is outside 12 to 150 µm², the density is outside
+            100 (1,000) to 25,000 per mm², or less than 0.01 mm² was searched at so fine an mpp.
     """
     check_size(slide_id, float(np.median(area_um2)) if len(area_um2) else float("nan"))
     density = len(area_um2) / searched_mm2 if searched_mm2 > 0 else float("nan")
     is_fine = slide_mpp <= FINEST_SCAN_MPP * (1 + 1e-6)
     least = MIN_DENSITY_FINE if is_fine else MIN_DENSITY
+    if is_fine and searched_mm2 < MIN_AREA_FINE_MM2:
+        raise DataError(
+            f"slide {slide_id}: {slide_mpp:.4g} µm/px is finer than scanners give, and "
+            f"{searched_mm2:.2g} mm² of tissue is too little to tell whether it is so; at least "
+            f"{MIN_AREA_FINE_MM2:g} mm² are wanted. Most likely the mpp is wrong: give --mpp"
+        )
     if searched_mm2 < MIN_AREA_MM2 and not is_fine:
         LOG.warning(
             "slide %s: only %.3f mm² of tissue searched; that its nuclei are sound is not checked",
