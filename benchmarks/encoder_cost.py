@@ -57,6 +57,7 @@ FIELD_PX, OVERLAP_PX = 288, 64  # a field owns 224 px, 112 µm
 TILE_SIDE_UM = 32.0
 RADIUS_UM, SPACING_UM = 3.5, 8.0
 DENSITIES = (20, 50, 100)  # cells per field of 112 µm
+WARM_UP_CELLS = 5
 HER2ST_MPP, DEMO_MPP = 0.690, 0.7252
 BAR_NETWORK, BAR_DENSITY, BAR_RATIO = "ViT-L/16", 50, 15.0
 VITS = {  # depth, width, heads: DINOv3
@@ -203,12 +204,14 @@ def time_network(slide: Slide, name: str, options: argparse.Namespace) -> list[d
         for way, encoder in make_encoders(name, options.device).items()
     }
     table = []
-    for n_cells in DENSITIES:
+    plan = plan_tissue(slide, 1)
+    few = [plant(plan, 0, WARM_UP_CELLS, np.random.default_rng(0))]
+    for encoder in encoders.values() if options.warm_up else ():
+        describe(slide, encoder, plan, few)  # the first pass of a size is slower
+    for n_cells in options.densities:
         plan = plan_tissue(slide, max(1, options.cells // n_cells))
         rng = np.random.default_rng(n_cells)
         fields = [plant(plan, number, n_cells, rng) for number in range(len(plan))]
-        for encoder in encoders.values() if options.warm_up else ():
-            describe(slide, encoder, plan, fields[:1])  # the first pass of a size is slower
         seconds, described = dict.fromkeys(encoders, 0.0), dict.fromkeys(encoders, 0)
         for start in range(0, len(fields), options.at_once):
             for way, encoder in encoders.items():
@@ -245,6 +248,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="her2st; the embedded crop without it")
     parser.add_argument("--networks", nargs="+", default=[*VITS, *REAL], choices=[*VITS, *REAL])
     parser.add_argument("--cells", type=int, default=200, help="at each density")
+    parser.add_argument("--densities", type=int, nargs="+", default=DENSITIES, metavar="N")
     parser.add_argument("--at-once", type=int, default=2, help="fields")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", help="of the two ViTs; by default a GPU if there is one")

@@ -3,6 +3,7 @@
 import gzip
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import imagecodecs
 import numpy as np
@@ -351,3 +352,14 @@ def test_other_names_of_the_types_are_other_nuclei(tmp_path, blank_slide, contou
         assert given.cell_type[0] == name
         seen |= {given.identity, given.provenance.inputs["nuclei_type_info"]}
     assert len(seen) == 4
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("alignment", Path("a.csv")), ("is_aligned", True), ("outline", "cell")]
+)
+def test_an_option_that_the_file_has_no_use_for_is_refused(
+    tmp_path, blank_slide, contours, option, value
+):
+    path = write(cellvit(contours), tmp_path / "c.json")
+    with pytest.raises(ConfigError, match=rf"{option} is for \w+ files, this one is cellvit"):
+        read_nuclei(path, blank_slide, NucleiConfig(**{option: value}))

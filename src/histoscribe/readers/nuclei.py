@@ -102,7 +102,8 @@ def read_nuclei(
         The nuclei, in the order of the file, and what was left out and why.
 
     Raises:
-        ConfigError: The file needs something that was not given (scale, alignment).
+        ConfigError: The file needs something that was not given (scale, alignment), or has no use
+            for something that was.
         DataError: Missing, broken, of no known format, without nuclei, or with more than 1 % of
             them outside the slide.
         MismatchError: The file belongs to another slide.
@@ -115,6 +116,7 @@ def read_nuclei(
             f"{path}: format {config.format} was asked, its content is that of "
             f"{' or '.join(FORMATS_OF[content])}; leave the format out"
         )
+    config.check_used(FORMATS_OF[content])
     module, function = READERS[content].split(":")
     reader: Callable[..., RawNuclei] = getattr(import_module(module), function)
     raw = reader(path, slide, config, *((scratch,) if content == "labels" else ()))

@@ -1,6 +1,7 @@
 """How a file of nuclei is to be read: what the file itself does not say."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import NoneType
@@ -59,6 +60,26 @@ class NucleiConfig:
         if self.alignment is not None and self.is_aligned:
             raise ConfigError("an alignment is given, and is_aligned says none is needed; give one")
 
+    def check_used(self, formats: Sequence[NucleiFormat]) -> None:
+        """ConfigError if an option is given that no file of these formats has a use for."""
+        for name, users in USED_BY.items():
+            if getattr(self, name) != getattr(NucleiConfig, name) and not {*users} & {*formats}:
+                raise ConfigError(
+                    f"{name} is for {' and '.join(users)} files, this one is "
+                    f"{' or '.join(formats)}; leave it out"
+                )
+
+
+USED_BY: dict[str, tuple[NucleiFormat, ...]] = {
+    "mag": ("hovernet",),
+    "slide_mag": ("hovernet",),
+    "alignment": ("xenium",),
+    "is_aligned": ("xenium",),
+    "type_info": ("hovernet",),
+    "outline": ("qupath",),
+    "takes_annotations": ("qupath",),
+}
+"""Options that not every format has a use for."""
 
 NUCLEI_COLUMNS = {f"nuclei_{one.name}": one.name for one in fields(NucleiConfig)}
 """Column of a manifest -> option: every option can be given there."""
