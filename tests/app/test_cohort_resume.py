@@ -59,7 +59,7 @@ def fail_once(monkeypatch: pytest.MonkeyPatch, error: Exception, at: int) -> Non
     monkeypatch.setattr(field_stages, "read_field", stumble)
 
 
-@pytest.mark.parametrize("moment", ["_swap", "accept_record"])
+@pytest.mark.parametrize("moment", ["write_tiles", "accept_record"])
 def test_a_kill_between_stores_and_record_leaves_no_stale_record(study, call, monkeypatch, moment):
     """The settings are other than those of the run before: its record must not live on."""
     assert call("prepare", study, *TOY_PARTS, *ONE).code == 0
@@ -69,7 +69,7 @@ def test_a_kill_between_stores_and_record_leaves_no_stale_record(study, call, mo
     if moment == "accept_record":
         monkeypatch.setattr(Workspace, moment, interrupt)
     else:
-        monkeypatch.setattr("histoscribe.app.prepare_sample.write_tiles", interrupt)
+        monkeypatch.setattr(f"histoscribe.app.prepare_sample.{moment}", interrupt)
     assert call(*other).code == 130
     assert json.loads((home / "prepare.json").read_text()) == first
     monkeypatch.undo()

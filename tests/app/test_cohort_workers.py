@@ -15,10 +15,12 @@ from tests.app.conftest import COHORT, TOY_PARTS, stores_of
 from tests.app.test_cohort import summary_of
 
 from histoscribe.app import workers as workers_module
-from histoscribe.app.cohort import CohortConfig
+from histoscribe.app.cohort import CohortConfig, SampleRecord, SampleTask
 from histoscribe.app.prepare_sample import use_threads
+from histoscribe.app.study import open_study
 from histoscribe.app.workers import open_workers
 from histoscribe.app.workspace import Workspace
+from histoscribe.preprocess.preparation import PrepareConfig
 
 pytestmark = pytest.mark.slow  # processes that load PyTorch
 
@@ -181,6 +183,25 @@ def scheduler_words(tmp_path: Path) -> tuple[object, ...]:
     file = tmp_path / "scheduler.json"
     return ("scheduler", "--host", "127.0.0.1", "--port", 0, "--no-dashboard",
             "--scheduler-file", file)  # fmt: skip
+
+
+def take_seconds(task: SampleTask) -> SampleRecord:
+    """The first sample takes a little longer, so that the two workers never end together."""
+    began = time.time()
+    time.sleep(3.6 if task.sample.sample == COHORT[0] else 3.0)
+    return SampleRecord(task.sample.sample, "done", {"began": began, "ended": time.time()})
+
+
+def test_no_sample_waits_while_a_worker_is_free(fresh):
+    config = PrepareConfig(segmenter="toy", encoder="toy")
+    with open_workers(CohortConfig(workers=2), fresh, print) as workers:
+        for sample in open_study(fresh).samples:
+            workers.submit(take_seconds, SampleTask(fresh, sample, config, "run"))
+        records = [workers.next_ended().record for _ in COHORT]
+    times = [record.stored for record in records if record is not None]
+    began, ended = (sorted(each[when] for each in times) for when in ("began", "ended"))
+    waits = [start - free for start, free in zip(began[2:], ended, strict=False)]
+    assert max(waits) < 0.8
 
 
 def test_workers_of_a_scheduler_give_the_same_bytes(alone, fresh, tmp_path, dask, monkeypatch):
