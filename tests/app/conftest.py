@@ -148,3 +148,10 @@ def stores_of(study: Path) -> dict[str, str]:
     home = study / "samples"
     files = (path for path in home.rglob("*") if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(home)): hash_file(path) for path in sorted(files)}
+
+
+def check(answer, code: int, words: list[str]) -> None:
+    assert answer.code == code, answer.err
+    assert "Traceback" not in answer.err
+    for word in words:
+        assert word in answer.message, answer.message

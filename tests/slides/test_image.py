@@ -112,3 +112,10 @@ def test_an_exif_orientation_is_noted_and_not_applied(tmp_path: Path, smooth: np
     assert (turned.read(box, 0.5) == upright.read(box, 0.5)).all()
     assert "EXIF orientation says 6" in turned.notes[0]
     assert upright.notes == ()
+
+
+def test_damaged_exif_is_noted(tmp_path: Path, smooth: np.ndarray) -> None:
+    breaks_off = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff"
+    Image.fromarray(smooth).save(tmp_path / "a.jpg", exif=breaks_off)
+    slide = open_slide(tmp_path / "a.jpg", mpp=0.5)
+    assert "EXIF data cannot be read" in slide.notes[0]

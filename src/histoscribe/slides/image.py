@@ -5,6 +5,7 @@ refer to the stored pixels.
 """
 
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -127,9 +128,11 @@ def _notes(image: ImageFile) -> tuple[str, ...]:
     if not isinstance(image, JpegImageFile):  # a PNG may hold it behind all its pixels
         return ()
     try:
-        orientation = image.getexif().get(ORIENTATION, UPRIGHT)
-    except Exception:  # noqa: BLE001 - damaged EXIF is of no weight: it is not applied
-        return ()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Pillow only warns of EXIF that breaks off
+            orientation = image.getexif().get(ORIENTATION, UPRIGHT)
+    except Exception as fault:  # noqa: BLE001 - damaged, of many classes; it is not applied anyway
+        return (f"its EXIF data cannot be read ({fault}); they may say that it is turned",)
     if orientation == UPRIGHT:
         return ()
     return (
