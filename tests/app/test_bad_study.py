@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tests.app.conftest import SMALL_FIT, check
 
 from histoscribe.data.store import read_cells, write_cells

@@ -118,4 +118,6 @@ def test_damaged_exif_is_noted(tmp_path: Path, smooth: np.ndarray) -> None:
     breaks_off = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff"
     Image.fromarray(smooth).save(tmp_path / "a.jpg", exif=breaks_off)
     slide = open_slide(tmp_path / "a.jpg", mpp=0.5)
-    assert "EXIF data cannot be read" in slide.notes[0]
+    assert "header is damaged (Corrupt EXIF data." in slide.notes[0]
+    assert len(slide.notes) == 1
+    slide.read(Box(0.0, 0.0, 20.0, 20.0), 0.5)

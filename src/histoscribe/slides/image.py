@@ -6,6 +6,8 @@ refer to the stored pixels.
 
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +35,8 @@ def open_image(path: Path) -> "ImageSource":
     Raises:
         DataError: Broken, truncated, grey, 16-bit or too large to hold decoded.
     """
-    with _open(path) as image:
-        size, mode, notes = image.size, image.mode, _notes(image)
+    with _heard() as heard, _open(path) as image:
+        size, mode, notes = image.size, image.mode, (*_notes(image), *heard)
         is_deep = isinstance(image, PngImageFile) and _depth(path) > DEPTH
     if mode not in COLOUR_MODES or is_deep:
         came = "16 bits a sample" if is_deep else f"mode {mode}"
@@ -102,7 +104,7 @@ def _open(path: Path) -> ImageFile:
 
 
 def _decode(path: Path) -> UInt8[np.ndarray, "y x 3"]:
-    with _open(path) as image:
+    with _heard(), _open(path) as image:
         try:
             image.load()
         except (OSError, SyntaxError, ValueError) as fault:
@@ -124,15 +126,25 @@ def _rgb_of(band: Image.Image) -> UInt8[np.ndarray, "y x 3"]:
     return np.asarray(band if band.mode == "RGB" else band.convert("RGB"))
 
 
+@contextmanager
+def _heard() -> Iterator[list[str]]:
+    """What Pillow warns of, of EXIF data that break off: it is noted, and not told each time."""
+    said: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_, **__: said.append(
+            f"its header is damaged ({' '.join(str(message).split())})"
+        )
+        yield said
+
+
 def _notes(image: ImageFile) -> tuple[str, ...]:
     if not isinstance(image, JpegImageFile):  # a PNG may hold it behind all its pixels
         return ()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Pillow only warns of EXIF that breaks off
-            orientation = image.getexif().get(ORIENTATION, UPRIGHT)
+        orientation = image.getexif().get(ORIENTATION, UPRIGHT)
     except Exception as fault:  # noqa: BLE001 - damaged, of many classes; it is not applied anyway
-        return (f"its EXIF data cannot be read ({fault}); they may say that it is turned",)
+        return (f"its EXIF data cannot be read ({fault})",)
     if orientation == UPRIGHT:
         return ()
     return (
