@@ -32,7 +32,8 @@ import torch
 from histoscribe.data.bags import BagBatch
 from histoscribe.data.join import knn_within_bags
 from histoscribe.models import bitro
-from histoscribe.models.bitro import Bitro, BitroConfig
+from histoscribe.models.bitro import Bitro
+from histoscribe.models.bitro_config import BitroConfig
 from histoscribe.nn import gat, transformer
 from histoscribe.nn.gat import sum_neighbours_plain
 from histoscribe.nn.gene_query import pool_by_gene_plain
@@ -197,7 +198,8 @@ def make_bags(n_bags: int, n_genes: int) -> BagBatch:
         is_inside=distance_um <= RADIUS_UM,
         neighbours=torch.from_numpy(neighbours),
         phenotype=torch.randint(0, 8, (total,), generator=generator),
-        bag_of_cell=bag_of_cell,
+        block_of_cell=bag_of_cell,
+        bag_of_block=torch.arange(n_bags),
         field=torch.randn(n_bags, 4, 256, generator=generator),
         n_bags=n_bags,
         target=torch.randn(n_bags, n_genes, generator=generator),

@@ -51,7 +51,7 @@ from histoscribe.data.store import (
     write_tiles,
 )
 from histoscribe.evaluate import baselines
-from histoscribe.models.bitro import paper_settings
+from histoscribe.models.bitro_config import paper_settings
 from histoscribe.predict import predict_regions
 from histoscribe.preprocess.preparation import PrepareConfig, plan_preparation
 from histoscribe.preprocess.run import carry_out

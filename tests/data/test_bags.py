@@ -42,6 +42,29 @@ def test_take_moves_a_bag_as_it_is():
     assert torch.equal(taken.field[1], bags.field[2])
 
 
+@pytest.mark.parametrize("most_blocks", [1, 4])
+def test_blocks_are_taken_as_they_are(most_blocks):
+    bags = batch(n_bags=9, most_blocks=most_blocks)
+    assert bags.n_blocks == len(bags.field) > (most_blocks > 1) * 9
+    whole = bags.take(torch.tensor([7, 1, 4]))
+    rows = torch.cat([(bags.bag_of_block == b).nonzero()[:, 0] for b in (7, 1, 4)])
+    bag_of_block = torch.repeat_interleave(torch.arange(3), bags.n_blocks_of_bag[[7, 1, 4]])
+    assert_same(replace(whole, target=None), bags.take_blocks(rows, bag_of_block, 3))
+    one_each = bags.take_blocks(bags.first_block_of_bag, torch.arange(9), 9)
+    for bag in range(9):
+        block = int(bags.first_block_of_bag[bag])
+        own = bags.features[bags.block_of_cell == block]
+        assert torch.equal(one_each.features[one_each.bag_of_cell == bag], own)
+
+
+def test_parts_are_merged_into_their_region():
+    bags = batch(n_bags=5, most_blocks=3)
+    merged = bags.merge(torch.tensor([0, 0, 1, 2, 2]), 3)
+    assert torch.equal(merged.features, bags.features)
+    assert torch.equal(merged.target, bags.target[[0, 2, 3]])
+    assert merged.bag_of_cell.tolist() == [[0, 0, 1, 2, 2][b] for b in bags.bag_of_cell.tolist()]
+
+
 def test_what_is_not_there_cannot_be_taken():
     bags = batch()
     for wrong in ([5], [-1], []):
@@ -62,11 +85,11 @@ def test_a_batch_is_checked_when_made():
     bags = batch()
     shuffled = bags.bag_of_cell.flip(0)
     with pytest.raises(DataError, match="not ascending"):
-        replace(bags, bag_of_cell=shuffled)
+        replace(bags, block_of_cell=shuffled)
     with pytest.raises(DataError, match="does not run from 0"):
-        replace(bags, bag_of_cell=bags.bag_of_cell + 1)
+        replace(bags, block_of_cell=bags.block_of_cell + 1)
     outside = bags.is_inside & (bags.bag_of_cell != 3)
-    with pytest.raises(DataError, match="bag 3 has no cell inside"):
+    with pytest.raises(DataError, match="bag 3 has a block without a cell inside"):
         replace(bags, is_inside=outside)
     alone = bags.neighbours.clone()
     alone[:, 0] = 0
@@ -74,7 +97,7 @@ def test_a_batch_is_checked_when_made():
         replace(bags, neighbours=alone)
     stray = bags.neighbours.clone()
     stray[0, 1] = bags.n_cells - 1
-    with pytest.raises(DataError, match="another bag"):
+    with pytest.raises(DataError, match="another block"):
         replace(bags, neighbours=stray)
 
 

@@ -6,18 +6,21 @@ import numpy as np
 import pytest
 
 from histoscribe.data.bags import BagConfig
-from histoscribe.data.context import colour_of_regions, describe_regions
+from histoscribe.data.blocks import blocks_of
+from histoscribe.data.context import colour_of_blocks, describe_blocks
 from histoscribe.data.toy import toy_world
-from histoscribe.errors import DataError, MismatchError
+from histoscribe.errors import MismatchError
 
 WORLD = toy_world(2, has_lumen=True)
 CONFIG = BagConfig(field_side_um=86.0, rings_um=(101.0, 212.0))
+BLOCKS = blocks_of(WORLD.regions, WORLD.cells.xy_um, CONFIG)
 EMPTY = len(WORLD.regions) // 2
 
 
 def describe(**changes):
     parts = {"cells": WORLD.cells, "tiles": WORLD.tiles, "regions": WORLD.regions} | changes
-    return describe_regions(parts["cells"], parts["tiles"], parts["regions"], CONFIG)
+    blocks = blocks_of(parts["regions"], parts["cells"].xy_um, CONFIG)
+    return describe_blocks(parts["cells"], parts["tiles"], blocks, CONFIG)
 
 
 def own_plainly(row):
@@ -69,17 +72,12 @@ def test_descriptors_know_nothing_of_the_expression():
 def test_strangers_are_refused():
     with pytest.raises(MismatchError, match="do not belong"):
         describe(tiles=replace(WORLD.tiles, encoder_id="other"))
-    with pytest.raises(MismatchError, match="one slide at a time"):
-        describe(cells=replace(WORLD.cells, slide_id="b"), tiles=replace(WORLD.tiles, slide_id="b"))
-    bulk = replace(WORLD.regions.take(np.array([0])), kind="bulk", radius_um=np.inf)
-    with pytest.raises(DataError, match="bulk"):
-        describe(regions=bulk)
 
 
 def test_colour_of_a_field_is_that_of_its_pixels():
     row = 7
     xy = WORLD.regions.xy_um[row]
-    got = colour_of_regions(WORLD.tiles, WORLD.regions, 86.0)[row]
+    got = colour_of_blocks(WORLD.tiles, BLOCKS, 86.0)[row]
     near = np.abs(WORLD.tiles.xy_um - xy).max(axis=1) <= 43.0
     corners = np.round((WORLD.tiles.xy_um[near] - 16.0) / 0.5).astype(int)
     pixels = np.concatenate(
@@ -90,5 +88,5 @@ def test_colour_of_a_field_is_that_of_its_pixels():
 
 
 def test_colour_is_nan_where_there_is_no_tile():
-    far = replace(WORLD.regions, xy_um=WORLD.regions.xy_um + np.float32(5000))
-    assert np.isnan(colour_of_regions(WORLD.tiles, far, 86.0)).all()
+    far = replace(BLOCKS, xy_um=BLOCKS.xy_um + np.float32(5000))
+    assert np.isnan(colour_of_blocks(WORLD.tiles, far, 86.0)).all()

@@ -329,7 +329,7 @@ def test_batches_hold_every_bag_once_in_an_order_of_the_epoch():
     epochs = []
     for epoch in (0, 1, 0):
         order.set_epoch(epoch)
-        batches = list(order)
+        batches = [draw.bags for draw in order]
         assert len(batches) == len(order) == 4
         assert {len(batch) for batch in batches} == {25, 26}
         assert sorted(torch.cat(batches).tolist()) == list(range(101))

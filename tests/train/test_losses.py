@@ -8,7 +8,8 @@ from torch import nn
 from histoscribe.data.bags import BagBatch
 from histoscribe.data.toy import toy_bag_batch
 from histoscribe.errors import ConfigError, DataError
-from histoscribe.models.bitro import Bitro, BitroConfig
+from histoscribe.models.bitro import Bitro
+from histoscribe.models.bitro_config import BitroConfig
 from histoscribe.nn.gene_query import cell_expression
 from histoscribe.train.losses import cluster_loss, expression_loss, objective
 from histoscribe.train.scaling import TargetScaling

@@ -44,7 +44,7 @@ def test_a_region_without_counts_has_no_cp10k(slides):
 
 def test_other_units_and_spaces_are_refused(slides):
     regions = slides[0].regions
-    with pytest.raises(DataError, match="give raw counts"):
+    with pytest.raises(DataError, match="is made from"):
         measure(replace(regions, expression_unit="tpm"), regions.genes, "log1p_cp10k")
     with pytest.raises(DataError, match="have no expression"):
         measure(replace(regions, expression=None), regions.genes, "log1p_cp10k")

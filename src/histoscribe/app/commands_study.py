@@ -140,7 +140,15 @@ def fit(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the fit.")] = None,
     genes: Annotated[int | None, typer.Option(help="Size of the gene panel.")] = None,
-    panel: Annotated[str | None, typer.Option(help="Panel rule: pearson or dispersion.")] = None,
+    panel: Annotated[
+        str | None, typer.Option(help="Panel rule: pearson, dispersion, or variance (for bulk).")
+    ] = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="A checkpoint folder to go on from.")
+    ] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="With --from: lora (default), full or frozen.")
+    ] = None,
     replace: Annotated[
         bool,
         typer.Option(
@@ -157,6 +165,8 @@ def fit(
 
         histoscribe fit study/ --test C2 --unit section --genes 500 -s fit.max_epochs=40
 
+        histoscribe fit bulk/ --from study/runs/first/checkpoint --mode lora
+
     Split by patient unless told otherwise: sections of a tested patient are not trained on.
     """
     from histoscribe.app.config import load_config
@@ -169,10 +179,15 @@ def fit(
         "split": {"unit": unit, "test": test},
         "fit": {"seed": seed},
         "panel": {"n_genes": genes, "rule": panel},
+        "transfer": {"mode": mode},
     }
+    if mode is not None and start is None:
+        raise ConfigError(
+            f"--mode {mode} says how to go on from a checkpoint; name one with --from"
+        )
     settings = load_config(config, set or [], flags)
     with opened.lock():
-        fit_run(opened, run, settings, voice, is_replacing=replace)
+        fit_run(opened, run, settings, voice, start=start, is_replacing=replace)
         outcome = evaluate_run(opened, run, voice)
     _show(outcome, voice)
 

@@ -22,8 +22,9 @@ from histoscribe.errors import ConfigError
 from histoscribe.evaluate.benchmark import ScoreConfig
 from histoscribe.preprocess.preparation import PrepareConfig
 from histoscribe.train.checkpoint import find_model
-from histoscribe.train.fit import FitConfig
+from histoscribe.train.fit_config import FitConfig
 from histoscribe.train.gene_panel import PanelConfig
+from histoscribe.train.transfer import TransferConfig
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class RunConfig:
         bags: How bags are cut.
         model: Settings of the model that `fit.model` names; its sizes are told by the data.
         fit: How it is fitted.
+        transfer: How it goes on from another fit, where it does.
         score: What is compared with what.
     """
 
@@ -71,6 +73,7 @@ class RunConfig:
     bags: BagConfig = field(default_factory=BagConfig)
     model: Mapping[str, Any] = field(default_factory=dict)
     fit: FitConfig = field(default_factory=FitConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
 
 

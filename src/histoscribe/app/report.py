@@ -118,11 +118,10 @@ def picture_tissue(
     overview = _tissue(slide, whole, cells.outlines, regions_um, "")
     crop = _crop_around(cells, whole)
     detail = _tissue(slide, crop, cells.outlines, regions_um, "")
+    n_regions = len(regions_um[0])
+    circles = f"; yellow circles: the {n_regions} regions" if n_regions else ""
     return (
-        Picture(
-            f"Whole image; cyan: nuclei; yellow circles: the {len(regions_um[0])} regions.",
-            to_png(overview),
-        ),
+        Picture(f"Whole image; cyan: nuclei{circles}.", to_png(overview)),
         Picture(
             f"{crop.width_um:g} µm where nuclei are many; cyan: outlines, {len(cells):,} nuclei "
             "were found in all.",

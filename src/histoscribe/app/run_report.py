@@ -19,11 +19,13 @@ from histoscribe.app.runs import Sides
 from histoscribe.app.study import Sample, Study, read_json
 from histoscribe.data.genes import GenePanel
 from histoscribe.data.regions import Regions
+from histoscribe.data.slide import Slide
 from histoscribe.evaluate.benchmark import MEAN, ScoreTable, split_by_slide
 from histoscribe.evaluate.metrics import gene_pcc
 from histoscribe.plot import GeneMap, draw_scores, to_png
 from histoscribe.predict import predict_regions
 from histoscribe.slides.open import open_slide
+from histoscribe.train.assemble import SlideData
 from histoscribe.train.checkpoint import Checkpoint
 from histoscribe.train.targets import measure
 
@@ -47,12 +49,7 @@ def report_run(
         sample = sides.sample_of[slide.slide_id]
         image = open_slide(study.path_of(sample.slide), mpp=sample.mpp, slide_id=sample.sample)
         measured = measure(slide.regions, checkpoint.panel, space)[0]
-        maps = best_genes(checkpoint.panel, measured, answer)
-        regions_um = (slide.regions.xy_um, slide.regions.radius_um)
-        pictures = (
-            *picture_tissue(image, slide.cells, regions_um),
-            picture_genes(maps, *regions_um, space.replace("_", " ")),
-        )
+        pictures = _pictures(image, slide, checkpoint, measured, answer)
         parts.append(SamplePart(slide.slide_id, _notes(sample, slide.regions, answer), pictures))
     scores = SamplePart("Model and baselines", (), (_picture_scores(table),))
     report = Report(
@@ -74,6 +71,27 @@ def report_run(
     path = folder / "report.html"
     write_report(report, path)
     return path
+
+
+def _pictures(
+    image: Slide,
+    slide: SlideData,
+    checkpoint: Checkpoint,
+    measured: Float[np.ndarray, "region gene"],
+    answer: Float[np.ndarray, "region gene"],
+) -> tuple[Picture, ...]:
+    """The tissue with its nuclei, and maps of genes where regions have a place."""
+    regions = slide.regions
+    if regions.kind == "bulk":
+        nowhere = np.empty((0, 2), np.float32)
+        return tuple(picture_tissue(image, slide.cells, (nowhere, 0.0)))
+    maps = best_genes(checkpoint.panel, measured, answer)
+    regions_um = (regions.xy_um, regions.radius_um)
+    unit = checkpoint.scaling.target.space.replace("_", " ")
+    return (
+        *picture_tissue(image, slide.cells, regions_um),
+        picture_genes(maps, *regions_um, unit),
+    )
 
 
 def banner_of(sides: Sides, table: ScoreTable) -> str:

@@ -14,7 +14,9 @@ from histoscribe.app.config import RunConfig, SplitConfig, make_config, values_o
 from histoscribe.app.console import Voice
 from histoscribe.app.prepare import load_slide
 from histoscribe.app.study import Sample, Study, read_json, write_json, write_text
+from histoscribe.data.genes import GenePanel
 from histoscribe.data.prediction import Prediction
+from histoscribe.data.regions import Regions
 from histoscribe.data.splits import Split, strips
 from histoscribe.data.store import write_prediction
 from histoscribe.errors import ConfigError, DataError
@@ -22,8 +24,11 @@ from histoscribe.evaluate.benchmark import ScoreTable, benchmark
 from histoscribe.predict import predict_cells, predict_regions
 from histoscribe.train.assemble import SlideData
 from histoscribe.train.checkpoint import Checkpoint
-from histoscribe.train.fit import Epoch, FitLog, check_device, fit
+from histoscribe.train.fit import fit
+from histoscribe.train.fit_config import check_device
 from histoscribe.train.gene_panel import choose_panel, noise_ceiling
+from histoscribe.train.net_task import Epoch, FitLog
+from histoscribe.train.transfer import Start, check_start, check_unseen
 
 Level = Literal["region", "cell"]
 
@@ -64,7 +69,13 @@ class Outcome:
 
 
 def fit_run(
-    study: Study, run: str, config: RunConfig, voice: Voice, *, is_replacing: bool = False
+    study: Study,
+    run: str,
+    config: RunConfig,
+    voice: Voice,
+    *,
+    start: Path | None = None,
+    is_replacing: bool = False,
 ) -> Checkpoint:
     """Choose genes and fit on the training side; the checkpoint goes to the run's folder.
 
@@ -73,6 +84,7 @@ def fit_run(
         run: Name of the run; the same settings and data give the same checkpoint.
         config: All settings; they are kept in `run.json`.
         voice: Told what happens.
+        start: A checkpoint to go on from, by `config.transfer`.
         is_replacing: Delete a finished run of other settings, once this one is known to be
             possible; without it, such a run is refused.
 
@@ -82,7 +94,10 @@ def fit_run(
         MissingExtra: The machine has no such device.
     """
     folder = study.run_folder(run)
-    record = {"run": run, "config": values_of(config)}
+    source = None if start is None else Checkpoint.load(start)
+    record: dict[str, Any] = {"run": run, "config": values_of(config)}
+    if source is not None:
+        record["from"] = source.model_id
     is_other = not _is_same(folder, record)
     if is_other and not is_replacing:
         raise ConfigError(
@@ -93,17 +108,15 @@ def fit_run(
     sides = load_sides(study, config.split)
     training = [slide.regions for slide in sides.of(sides.split.train)]
     panel = choose_panel(training, config.panel)
-    ceilings = [
-        noise_ceiling(
-            regions,
-            panel,
-            np.random.default_rng(config.fit.seed),
-            is_normalised=config.fit.target_space == "log1p_cp10k",
-        )
-        for regions in training
-    ]
-    ceiling = float(np.mean(ceilings))
-    voice.say(f"{len(panel)} genes; noise ceiling of their per-gene PCC {ceiling:.2f}")
+    ceiling = _ceiling_of(training, panel, config)
+    at_best = "" if ceiling is None else f"; noise ceiling of their per-gene PCC {ceiling:.2f}"
+    voice.say(f"{len(panel)} genes{at_best}")
+    if source is not None:
+        encoder_id = sides.slides[0].cells.encoder_id
+        check_start(source, config.fit.model, config.model, encoder_id, panel)
+        check_unseen(source, sides.slides, sides.split)
+        n_known = int((source.panel.rows_of(panel.ids) >= 0).sum())
+        voice.say(f"{config.transfer.mode} from {source.model_id}, which knows {n_known} of them")
     if is_other:
         shutil.rmtree(folder)
     write_json(folder / "run.json", record)
@@ -120,14 +133,32 @@ def fit_run(
             config=config.fit,
             bags=config.bags,
             model_settings=config.model,
+            start=None if source is None else Start(source, config.transfer),
             log=FitLog(folder / "training", tell),
         )
     checkpoint.save(folder / "checkpoint")
-    write_json(folder / "run.json", {**record, "noise_ceiling": round(ceiling, 4)})
+    known = {} if ceiling is None else {"noise_ceiling": round(ceiling, 4)}
+    write_json(folder / "run.json", {**record, **known})
     seconds = time.monotonic() - started
     study.log("fit", run=run, seconds=round(seconds, 1), model_id=checkpoint.model_id)
     voice.say(f"{checkpoint.model_id}: {len(checkpoint.nets)} nets, {seconds:.0f} s")
     return checkpoint
+
+
+def _ceiling_of(training: Sequence[Regions], panel: GenePanel, config: RunConfig) -> float | None:
+    """What a perfect predictor would reach against the counts of spots; None for other regions."""
+    if any(regions.kind == "bulk" or regions.expression_unit != "counts" for regions in training):
+        return None
+    ceilings = [
+        noise_ceiling(
+            regions,
+            panel,
+            np.random.default_rng(config.fit.seed),
+            is_normalised=config.fit.target_space == "log1p_cp10k",
+        )
+        for regions in training
+    ]
+    return float(np.mean(ceilings))
 
 
 def evaluate_run(study: Study, run: str, voice: Voice) -> Outcome:
@@ -289,7 +320,9 @@ def _is_same(folder: Path, record: dict[str, Any]) -> bool:
     path = folder / "run.json"
     if not path.exists() or not (folder / "checkpoint").exists():
         return True
-    return read_json(path).get("config") == json.loads(json.dumps(record["config"]))
+    stored = read_json(path)
+    wanted = json.loads(json.dumps(record))
+    return all(stored.get(name) == wanted.get(name) for name in ("config", "from"))
 
 
 def _part_of(prediction: Prediction, slide_id: str) -> Prediction:

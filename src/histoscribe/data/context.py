@@ -1,4 +1,4 @@
-"""What surrounds a region: its whole field of view, and the mean of the regions around it."""
+"""What surrounds a block: its whole field of view, and the mean of the blocks around it."""
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -6,35 +6,34 @@ from scipy.sparse import csr_array
 from scipy.spatial import KDTree
 
 from histoscribe.data.bags import BagConfig
+from histoscribe.data.blocks import Blocks, assign_to_blocks
 from histoscribe.data.cells import Cells
-from histoscribe.data.join import assign_cells
-from histoscribe.data.regions import Regions
 from histoscribe.data.tiles import Tiles
-from histoscribe.errors import DataError, MismatchError
+from histoscribe.errors import MismatchError
 
-CHUNK = 4096
-"""Regions asked of a tree at once; bounds memory on slides of many regions."""
+CHUNK = 1024
+"""Blocks asked of a tree, or averaged over, at once; bounds memory on slides of many blocks."""
 
 
-def describe_regions(
-    cells: Cells, tiles: Tiles, regions: Regions, config: BagConfig
-) -> Float32[np.ndarray, "region ring descriptor"]:
-    """Describe the field of each region of one slide, and of the regions around it.
+def describe_blocks(
+    cells: Cells, tiles: Tiles, blocks: Blocks, config: BagConfig
+) -> Float32[np.ndarray, "block ring descriptor"]:
+    """Describe the field of each block of one slide, and of the blocks around it.
 
-    Ring 0 of region r is
+    Ring 0 of block b is
 
-        d[r] = [features of the square field of side field_side_um around r |
-                mean features of the nuclei inside r | log(1 + number of nuclei inside r)]
+        d[b] = [features of the square field of side field_side_um around b |
+                mean features of the nuclei inside b | log(1 + number of nuclei inside b)]
 
     where the field is pooled from the tiles centred in it, to what one pooling of the whole field
     would give: mean of the means m, and deviation sqrt(avg(s^2 + m^2) - avg(m)^2) of all its
     pixels from the tiles' m and s.
 
-    and ring j is the mean of d over the *other* regions whose centres lie within rings_um[j - 1]
-    of r (discs, each holding the smaller ones); where there are none, the ring before it. Ring 0
+    and ring j is the mean of d over the *other* blocks whose centres lie within rings_um[j - 1]
+    of b (discs, each holding the smaller ones); where there are none, the ring before it. Ring 0
     holds nothing of the expression, and nothing is fitted.
 
-    A region without a nucleus or without a tile has NaN in every ring, and is left out of the
+    A block without a nucleus or without a tile has NaN in every ring, and is left out of the
     means of the others.
 
     Departs from the paper, which knows no context between regions.
@@ -42,23 +41,21 @@ def describe_regions(
     Args:
         cells: Cells of the slide.
         tiles: Tiles of the slide.
-        regions: Regions of the slide.
+        blocks: Blocks of the slide.
         config: Radii.
 
     Raises:
-        DataError: If the regions are bulk, or of several slides.
         MismatchError: If slides or encoders differ.
     """
-    _check_one_slide(regions, cells.slide_id)
     if tiles.slide_id != cells.slide_id or tiles.encoder_id != cells.encoder_id:
         raise MismatchError(
             f"tiles of {tiles.slide_id} by {tiles.encoder_id} do not belong to cells of "
             f"{cells.slide_id} by {cells.encoder_id}; prepare the slide again"
         )
-    inside = assign_cells(cells.xy_um, regions.xy_um, regions.radius_um, ring_um=0.0)
-    n_nuclei = np.bincount(inside.region, minlength=len(regions))
-    of_cells = _averaging(inside.region, inside.cell, (len(regions), len(cells)))
-    of_tiles = _in_field(tiles, regions, config.field_side_um)
+    inside = assign_to_blocks(cells.xy_um, blocks, ring_um=0.0)
+    n_nuclei = np.bincount(inside.region, minlength=len(blocks))
+    of_cells = _averaging(inside.region, inside.cell, (len(blocks), len(cells)))
+    of_tiles = _in_field(tiles, blocks, config.field_side_um)
     own = np.concatenate(
         [
             _pool_deviations(of_tiles, tiles.features),
@@ -67,29 +64,28 @@ def describe_regions(
         ],
         axis=1,
     )
-    return _average_rings(own, regions.xy_um, config.rings_um)
+    return _average_rings(own, blocks.xy_um, config.rings_um)
 
 
-def colour_of_regions(
-    tiles: Tiles, regions: Regions, field_side_um: float
-) -> Float32[np.ndarray, "region 6"]:
-    """Mean red, green, blue of each region's field, then their standard deviations, 0 to 255.
+def colour_of_blocks(
+    tiles: Tiles, blocks: Blocks, field_side_um: float
+) -> Float32[np.ndarray, "block 6"]:
+    """Mean red, green, blue of each block's field, then their standard deviations, 0 to 255.
 
     The deviation is that of all pixels of the field: it pools those within the tiles and that
-    between them. NaN where a region has no tile.
+    between them. NaN where a block has no tile.
     """
-    _check_one_slide(regions, tiles.slide_id)
-    return _pool_deviations(_in_field(tiles, regions, field_side_um), tiles.colour)
+    return _pool_deviations(_in_field(tiles, blocks, field_side_um), tiles.colour)
 
 
-def _in_field(tiles: Tiles, regions: Regions, field_side_um: float) -> csr_array:
-    """Weights that average the tiles centred in the square field of each region."""
-    return _within(regions.xy_um, tiles.xy_um, field_side_um / 2, norm=np.inf)
+def _in_field(tiles: Tiles, blocks: Blocks, field_side_um: float) -> csr_array:
+    """Weights that average the tiles centred in the square field of each block."""
+    return _within(blocks.xy_um, tiles.xy_um, field_side_um / 2, norm=np.inf)
 
 
 def _pool_deviations(
     weights: csr_array, values: Float[np.ndarray, "tile feature"]
-) -> Float32[np.ndarray, "region feature"]:
+) -> Float32[np.ndarray, "block feature"]:
     """Pool rows of means, then as many deviations, to those of all pixels together."""
     half = values.shape[1] // 2
     mean, deviation = values[:, :half].astype(np.float32), values[:, half:].astype(np.float32)
@@ -99,10 +95,10 @@ def _pool_deviations(
 
 
 def _average_rings(
-    own: Float32[np.ndarray, "region descriptor"],
-    xy_um: Float32[np.ndarray, "region 2"],
+    own: Float32[np.ndarray, "block descriptor"],
+    xy_um: Float32[np.ndarray, "block 2"],
     rings_um: tuple[float, ...],
-) -> Float32[np.ndarray, "region ring descriptor"]:
+) -> Float32[np.ndarray, "block ring descriptor"]:
     described = np.flatnonzero(np.isfinite(own).all(axis=1))
     rings = np.full((len(own), 1 + len(rings_um), own.shape[1]), np.nan, dtype=np.float32)
     rings[described, 0] = own[described]
@@ -116,7 +112,7 @@ def _average_rings(
 
 
 def _within(
-    centres: Float[np.ndarray, "region 2"],
+    centres: Float[np.ndarray, "block 2"],
     points: Float[np.ndarray, "point 2"],
     reach_um: float,
     *,
@@ -155,20 +151,13 @@ def _averaging(row: np.ndarray, column: np.ndarray, shape: tuple[int, int]) -> c
 
 def _mean_rows(
     weights: csr_array, values: Float[np.ndarray, "point feature"]
-) -> Float32[np.ndarray, "region feature"]:
+) -> Float32[np.ndarray, "block feature"]:
     """Weighted mean of the rows; NaN where a row of weights is empty."""
-    used = np.unique(weights.indices)  # of a million cells, widen only those near a region
-    mean = weights[:, used] @ values[used].astype(np.float32)
+    mean = np.empty((len(weights.indptr) - 1, values.shape[1]), dtype=np.float32)
+    for start in range(0, len(mean), CHUNK):
+        rows = np.arange(start, min(start + CHUNK, len(mean)))
+        some = csr_array(weights[rows])
+        used = np.unique(some.indices)  # of a million cells, widen only those that are averaged
+        mean[start : start + CHUNK] = some[:, used] @ values[used].astype(np.float32)
     mean[np.diff(weights.indptr) == 0] = np.nan
-    return np.asarray(mean, dtype=np.float32)
-
-
-def _check_one_slide(regions: Regions, slide_id: str) -> None:
-    if regions.kind == "bulk":
-        raise DataError("bulk regions have no place on the slide and no field to describe")
-    strangers = sorted(set(regions.slide_id) - {slide_id})
-    if strangers:
-        raise MismatchError(
-            f"regions of {', '.join(strangers[:3])} came with the slide {slide_id}; "
-            "describe one slide at a time"
-        )
+    return mean

@@ -164,36 +164,44 @@ def toy_bag_batch(
     n_descriptors: int = 6,
     n_rings: int = 4,
     n_genes: int = 11,
-    k: int = 3,
+    most_blocks: int = 1,
 ) -> BagBatch:
-    """Bags of 1 to 9 cells, some of them context, whose target is linear in cells and field.
+    """Bags of up to `most_blocks` blocks of 1 to 9 cells, some of these cells context.
+
+    The target is linear in cells and fields.
 
     The weights of the target are drawn from the generator: to test on other bags than were
     trained on, draw one batch and `take` from it.
     """
-    n_cells = torch.randint(1, 10, (n_bags,), generator=generator)
-    n_cells[n_bags // 2] = 1
-    bag_of_cell = torch.repeat_interleave(torch.arange(n_bags), n_cells)
-    total = len(bag_of_cell)
+    n_blocks_of_bag = torch.ones(n_bags, dtype=torch.int64)
+    if most_blocks > 1:
+        n_blocks_of_bag = torch.randint(1, most_blocks + 1, (n_bags,), generator=generator)
+    bag_of_block = torch.repeat_interleave(torch.arange(n_bags), n_blocks_of_bag)
+    n_blocks = len(bag_of_block)
+    n_cells = torch.randint(1, 10, (n_blocks,), generator=generator)
+    n_cells[n_blocks // 2] = 1
+    block_of_cell = torch.repeat_interleave(torch.arange(n_blocks), n_cells)
+    total = len(block_of_cell)
     is_inside = torch.rand(total, generator=generator) < 0.7
     is_inside[n_cells.cumsum(0) - n_cells] = True
     offset_um = (torch.rand(total, 2, generator=generator) - 0.5) * 100
     features = torch.randn(total, n_features, generator=generator)
-    field = torch.randn(n_bags, n_rings, n_descriptors, generator=generator)
-    neighbours = knn_within_bags(offset_um.numpy(), bag_of_cell.numpy(), k)
+    field = torch.randn(n_blocks, n_rings, n_descriptors, generator=generator)
+    neighbours = knn_within_bags(offset_um.numpy(), block_of_cell.numpy(), 3)
     inside = torch.zeros(n_bags, total)
-    inside[bag_of_cell[is_inside], is_inside.nonzero()[:, 0]] = 1
-    target = (
-        inside / inside.sum(1, keepdim=True) @ features @ _randn(n_features, n_genes, generator)
-    )
-    target = target + 0.5 * field[:, 0] @ _randn(n_descriptors, n_genes, generator)
+    inside[bag_of_block[block_of_cell][is_inside], is_inside.nonzero()[:, 0]] = 1
+    of_cell = inside / inside.sum(1, keepdim=True)
+    target = of_cell @ features @ _randn(n_features, n_genes, generator)
+    fields = field[:, 0] @ _randn(n_descriptors, n_genes, generator)
+    target = target + 0.5 * of_cell @ fields[block_of_cell]
     return BagBatch(
         features=features,
         offset_um=offset_um,
         is_inside=is_inside,
         neighbours=torch.from_numpy(neighbours),
         phenotype=(features[:, 0] > 0).long() + 2 * (features[:, 1] > 0).long(),
-        bag_of_cell=bag_of_cell,
+        block_of_cell=block_of_cell,
+        bag_of_block=bag_of_block,
         field=field,
         n_bags=n_bags,
         target=target,

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 
 from histoscribe.data.bags import BagConfig
-from histoscribe.data.context import colour_of_regions
+from histoscribe.data.context import colour_of_blocks
 from histoscribe.data.genes import GenePanel
 from histoscribe.models.baselines.ridge import fit_ridge
 from histoscribe.train.assemble import SlideBags, SlideData, cut_bags, measure_bags
@@ -21,7 +21,7 @@ CELL_RIDGE = "cell features + ridge"
 STRONG_RIDGE = "strong ridge"
 STRONG_RIDGE_BY_SLIDE = "strong ridge, z-scored by slide"
 
-Blocks = list[Float[np.ndarray, "bag feature"]]
+Views = list[Float[np.ndarray, "bag feature"]]
 
 
 @dataclass(frozen=True)
@@ -29,38 +29,38 @@ class Recipe:
     """A ridge baseline: what it sees of the bags of a slide.
 
     Attributes:
-        see: The blocks of a slide.
+        see: What is seen of the bags, in parts.
         is_by_slide: Z-score each slide by itself (which looks at all images of a test slide, at
             no expression), else by the training slides.
     """
 
-    see: Callable[[SlideBags, BagConfig], Blocks]
+    see: Callable[[SlideBags, BagConfig], Views]
     is_by_slide: bool = False
 
 
-def _colour(bags: SlideBags, config: BagConfig) -> Blocks:
-    slide = bags.slide
-    colour = colour_of_regions(slide.tiles, slide.regions, config.field_side_um)
-    return [colour[bags.row_of_bag]]
+def _colour(bags: SlideBags, config: BagConfig) -> Views:
+    colour = colour_of_blocks(bags.slide.tiles, bags.blocks, config.field_side_um)
+    return [bags.average(colour)]
 
 
-def _place(bags: SlideBags, config: BagConfig) -> Blocks:  # noqa: ARG001 - one signature for all
+def _place(bags: SlideBags, config: BagConfig) -> Views:  # noqa: ARG001 - one signature for all
     """Place on the slide, from the middle of its spots: a plane and a bowl."""
     xy = bags.slide.regions.xy_um.astype(np.float64)
     x, y = ((xy - xy.mean(axis=0)) / 1000.0)[bags.row_of_bag].T
     return [np.stack([x, y, x * x, x * y, y * y], axis=1)]
 
 
-def _cells(bags: SlideBags, config: BagConfig) -> Blocks:  # noqa: ARG001
+def _cells(bags: SlideBags, config: BagConfig) -> Views:  # noqa: ARG001
     """Mean features of the nuclei inside: the last block of ring 0, without its count."""
     n_tile = bags.slide.tiles.features.shape[1]
-    return [bags.descriptors[:, 0, n_tile:-1]]
+    return [bags.average(bags.descriptors[:, 0, n_tile:-1])]
 
 
-def _everything(bags: SlideBags, config: BagConfig) -> Blocks:
+def _everything(bags: SlideBags, config: BagConfig) -> Views:
     """Whole field, nuclei, and the field of the neighbours in each ring."""
     n_tile = bags.slide.tiles.features.shape[1]
-    rings = [bags.descriptors[:, ring, :n_tile] for ring in range(bags.descriptors.shape[1])]
+    n_rings = bags.descriptors.shape[1]
+    rings = [bags.average(bags.descriptors[:, ring, :n_tile]) for ring in range(n_rings)]
     return [rings[0], *_cells(bags, config), *rings[1:]]
 
 

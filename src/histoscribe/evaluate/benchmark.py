@@ -34,6 +34,8 @@ from histoscribe.train.targets import measure
 
 MEAN = "mean"
 """Name of the rows that hold the mean over test slides."""
+SAMPLES = "samples"
+"""Name of the rows of whole samples, which are scored together."""
 MODEL = "model"
 METHODS = (MODEL, TRAINING_MEAN, *RIDGES)
 """What `benchmark` scores."""
@@ -205,8 +207,28 @@ def benchmark(
         **predict_baselines(train, test, checkpoint.panel, space, checkpoint.bags),
     }
     measured = [measure(slide.regions, checkpoint.panel, space)[0] for slide in test]
+    names = [slide.slide_id for slide in test]
+    if all(slide.regions.kind == "bulk" and len(slide.regions) == 1 for slide in test):
+        answers = {name: [gather_samples(parts, test)] for name, parts in answers.items()}
+        measured, names = [gather_samples(measured, test)], [SAMPLES]
     protocol = describe_protocol(split, slides)
-    return score(answers, measured, [s.slide_id for s in test], f"{space}", protocol, config)
+    return score(answers, measured, names, f"{space}", protocol, config)
+
+
+def gather_samples(
+    parts: Sequence[Float[np.ndarray, "_ gene"]], slides: Sequence[SlideData]
+) -> Float[np.ndarray, "sample gene"]:
+    """One row for each whole sample, the mean of what stands at its slides.
+
+    Whole samples are compared with each other: a gene varies over patients, not within a slide.
+    """
+    number: dict[tuple[str, str], int] = {}
+    sample = [
+        number.setdefault((slide.patient_id, slide.regions.region_id[0]), len(number))
+        for slide in slides
+    ]
+    rows = np.concatenate(list(parts))
+    return np.stack([rows[np.array(sample) == n].mean(axis=0) for n in range(len(number))])
 
 
 def score(

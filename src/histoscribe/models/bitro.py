@@ -1,18 +1,20 @@
 r"""BiTro: expression of a region from its nuclei, and ours: from what surrounds it as well.
 
-    cells    x --GAT--> --W_in--> + s (position) + W_c c --Transformer--> h
+    cells    x --GAT--> --W_in--> + s (position) + W_c c --Transformer--> h       (by block)
     genes    a[i, g] = softmax_i(h_i . q_g / sqrt(E))     z_g = sum_i a[i, g] h_i
     readout  y_g = w_g . z_g + b_g          ("gene"; the paper's "shared" is below)
-    context  c = MLP(own field, rings of neighbouring regions)       y'_g = W' c + b'
+    context  c = MLP(own field, rings of neighbouring blocks)  (by block)    y'_g = W' avg(c) + b'
     answer   (1 - m) y' + m y               each of the two is trained by itself, since trained
                                             as a sum the cells spoil what the context knows
 
 Source: the BiTro paper, eq. 4-13. Departs from it:
 
-- The Transformer attends over the cells of a region and a ring of context cells around it, not
-  over the whole slide; context cells are attended to, but not pooled.
-- What lies further away comes in through region tokens (`nn/regions.py`), a second level that the
-  paper lacks. It has an answer of its own and is added to every cell of the region.
+- The Transformer attends over the cells of a block and a ring of context cells around it, not
+  over the whole slide; context cells are attended to, but not pooled. A spot is one block, a whole
+  sample is all squares of its tissue; genes are pooled over all cells of the region. So the cost
+  is linear in cells, and there is no size at which anything changes.
+- What lies further away comes in through block tokens (`nn/regions.py`), a second level that the
+  paper lacks. It has an answer of its own and is added to every cell of the block.
 - Readout by gene: with one shared scalar readout all that tells genes apart must pass through the
   attention weights. "shared" is the paper's eq. 9, with a gain and a bias for each gene.
 - The output is the identity for z-scored targets: the paper's softplus cannot say what is below
@@ -32,10 +34,8 @@ measured there, and the cells as a whole add little at most; they are kept for w
 claims of them, and for cell level. Numbers are in `benchmarks/RESULTS.md`.
 """
 
-import math
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
@@ -44,146 +44,15 @@ from torch import Tensor, nn
 
 from histoscribe.data.bags import BagBatch
 from histoscribe.errors import ConfigError, MismatchError
+from histoscribe.models.bitro_config import BitroConfig
 from histoscribe.models.predictor import Answer
+from histoscribe.models.stream import BagStream, average_blocks
 from histoscribe.nn.gat import GraphAttention
 from histoscribe.nn.gene_query import pool_by_gene, share_evenly
 from histoscribe.nn.position import BinnedPosition, FourierPosition
 from histoscribe.nn.ragged import draw_cells, plan_padding, segment_sum
 from histoscribe.nn.regions import RegionContext
 from histoscribe.nn.transformer import Transformer
-
-LIMITS = {
-    **dict.fromkeys(("n_features", "n_descriptors", "n_rings", "n_genes"), (1, math.inf)),
-    **dict.fromkeys(("width", "gat_width", "context_width", "context_layers"), (1, math.inf)),
-    **dict.fromkeys(("gat_heads", "transformer_heads", "expansion"), (1, math.inf)),
-    **dict.fromkeys(
-        ("gat_layers", "transformer_layers", "query_std", "cells_in_training"), (0, math.inf)
-    ),
-    **dict.fromkeys(("dropout", "gat_dropout", "context_input_dropout", "context_dropout"), (0, 1)),
-}
-"""Lowest value of a setting, and the value it must stay below."""
-
-
-@dataclass(frozen=True)
-class BitroConfig:
-    """Sizes are told by the data, the rest has defaults; `paper_config` is the paper's own.
-
-    Attributes:
-        n_features: Width of the cell features (principal components).
-        n_descriptors: Width of a region token (principal components).
-        n_rings: Tokens of a region, itself included.
-        n_genes: Genes of the panel.
-        has_cells: Whether the cells of a region answer.
-        has_context: Whether the surroundings answer, and are told to the cells.
-        cell_share: m, the weight of the cells' answer where there are both.
-        cells_in_training: Cells of a bag, drawn anew each time, that enter the Transformer in
-            training, at least one of them inside; 0 takes all, as prediction does.
-        width: E, the width of a cell in the Transformer.
-        gat_layers: Layers of graph attention; 0 leaves the graph out.
-        gat_width: Width of a cell in the graph.
-        gat_heads: Heads of the graph attention.
-        transformer_layers: Blocks; 0 leaves the Transformer out.
-        transformer_heads: Its heads.
-        expansion: Width of its feed-forward part, in units of `width`.
-        dropout: Of features in the graph, in the Transformer, and of pooled values.
-        gat_dropout: Of attention weights in the graph.
-        position: Tables of bins over a window, waves of the offset, or none.
-        window_um: Side of the window of the bins, at least twice the radius with its ring; cells
-            outside share the outermost bin.
-        pooling: Attention by gene, or the plain mean over the cells inside.
-        query_std: Deviation of the genes' queries at the start; 0 takes Xavier's.
-        readout: A readout for each gene, or the paper's shared one.
-        context_width: Width of the context vector.
-        context_layers: Linear maps that make it.
-        context_input_dropout: Of the region tokens.
-        context_dropout: Of the context vector.
-    """
-
-    n_features: int
-    n_descriptors: int
-    n_rings: int
-    n_genes: int
-    has_cells: bool = True
-    has_context: bool = True
-    cell_share: float = 0.5
-    cells_in_training: int = 32
-    width: int = 64
-    gat_layers: int = 2
-    gat_width: int = 128
-    gat_heads: int = 4
-    transformer_layers: int = 2
-    transformer_heads: int = 4
-    expansion: int = 2
-    dropout: float = 0.1
-    gat_dropout: float = 0.0
-    position: Literal["bins", "fourier", "none"] = "bins"
-    window_um: float = 150.0
-    pooling: Literal["gene_query", "mean"] = "gene_query"
-    query_std: float = 0.5
-    readout: Literal["gene", "shared"] = "gene"
-    context_width: int = 256
-    context_layers: int = 2
-    context_input_dropout: float = 0.1
-    context_dropout: float = 0.5
-
-    def __post_init__(self) -> None:
-        self._check_numbers()
-        if not (self.has_cells or self.has_context):
-            raise ConfigError("has_cells and has_context are both off; nothing is left to answer")
-        for width, heads in (("gat_width", "gat_heads"), ("width", "transformer_heads")):
-            if getattr(self, width) % getattr(self, heads):
-                raise ConfigError(
-                    f"{width} = {getattr(self, width)} is not divisible by "
-                    f"{heads} = {getattr(self, heads)}"
-                )
-        if self.position == "bins" and self.width % 2:
-            raise ConfigError(f"width = {self.width}; give an even width for binned positions")
-        for name, known in (
-            ("position", ("bins", "fourier", "none")),
-            ("pooling", ("gene_query", "mean")),
-            ("readout", ("gene", "shared")),
-        ):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name} = {getattr(self, name)!r}; give one of {known}")
-
-    def _check_numbers(self) -> None:
-        for name, (lowest, below) in LIMITS.items():
-            if not lowest <= getattr(self, name) < below:
-                what = f"{lowest} or more" + ("" if below == math.inf else f", below {below}")
-                raise ConfigError(f"{name} = {getattr(self, name)}; give {what}")
-        if not 0 < self.cell_share < 1:
-            raise ConfigError(f"cell_share = {self.cell_share}; give a share between 0 and 1")
-        if not 0 < self.window_um < math.inf:
-            raise ConfigError(f"window_um = {self.window_um}; give a finite length above 0 µm")
-
-
-def paper_settings() -> dict[str, Any]:
-    """The paper's literal network: cells only, shared readout, Xavier queries, width 256.
-
-    Without the ring of context cells it needs `BagConfig(ring_um=0)` as well, and the paper's
-    learning rate of 1e-4; both belong to the fit.
-    """
-    return {
-        "has_context": False,
-        "cells_in_training": 0,
-        "width": 256,
-        "gat_layers": 2,
-        "gat_width": 128,
-        "gat_heads": 4,
-        "transformer_layers": 2,
-        "transformer_heads": 8,
-        "expansion": 4,
-        "dropout": 0.1,
-        "gat_dropout": 0.1,
-        "pooling": "gene_query",
-        "query_std": 0.0,
-        "readout": "shared",
-    }
-
-
-def paper_config(n_features: int, n_descriptors: int, n_rings: int, n_genes: int) -> BitroConfig:
-    """`paper_settings` with the sizes that the data tell."""
-    return BitroConfig(n_features, n_descriptors, n_rings, n_genes, **paper_settings())
 
 
 class Encoded(NamedTuple):
@@ -197,6 +66,18 @@ class Encoded(NamedTuple):
 
 class Bitro(nn.Module):
     """The model of this file's first lines, which also say which parts of it gain anything."""
+
+    GENE_TENSORS = (
+        "queries",
+        "readout.weight",
+        "readout.gain",
+        "readout.bias",
+        "context_readout.weight",
+        "context_readout.bias",
+    )
+    """Parameters whose rows are genes."""
+    ADAPTED = ("cells.enter", "cells.tell", "cells.transformer.", "context.")
+    """Where the linear maps begin that take adapters in a transfer."""
 
     def __init__(self, config: BitroConfig) -> None:
         super().__init__()
@@ -240,7 +121,9 @@ class Bitro(nn.Module):
         self._check(batch)
         config = self.config
         context = self.context(batch.field) if config.has_context else None
-        by_context = None if context is None else self.context_readout(context)
+        by_context = None
+        if context is not None:
+            by_context = self.context_readout(average_blocks(context, batch))
         if not config.has_cells:
             assert by_context is not None
             share = share_evenly(batch.is_inside, batch.bag_of_cell, batch.n_bags)
@@ -257,6 +140,41 @@ class Bitro(nn.Module):
             return Answer(by_cells, (by_cells,), share, is_pooled)
         mixed = torch.lerp(by_context, by_cells, config.cell_share)
         return Answer(mixed, (by_context, by_cells), share, is_pooled)
+
+    def stream(self, n_bags: int) -> BagStream:
+        """What answers some bags that come block by block, as `forward` would have them whole.
+
+        Raises:
+            ConfigError: In training, where cells are drawn.
+        """
+        if self.training:
+            raise ConfigError("bags are streamed for prediction only; call eval() first")
+        has = self.config
+        return BagStream(
+            n_bags,
+            has.n_genes,
+            see=self._see,
+            queries=self.queries if has.has_cells and has.pooling == "gene_query" else None,
+            conclude=self._conclude,
+        )
+
+    def _see(self, batch: BagBatch) -> tuple[Tensor | None, Tensor | None]:
+        """Context of each block, and features of each cell, of the branches that there are."""
+        self._check(batch)
+        context = self.context(batch.field) if self.config.has_context else None
+        return context, self.cells(batch, context).h if self.config.has_cells else None
+
+    def _conclude(
+        self, context: Float[Tensor, "bag c"] | None, values: Float[Tensor, "bag gene d"] | None
+    ) -> Float[Tensor, "bag gene"]:
+        """The answer, from what was averaged and pooled over whole bags."""
+        if values is None:
+            assert context is not None
+            return self.context_readout(context)
+        by_cells = self.readout(values)
+        if context is None:
+            return by_cells
+        return torch.lerp(self.context_readout(context), by_cells, self.config.cell_share)
 
     def _pool(
         self, cells: Encoded, n_bags: int
@@ -302,24 +220,24 @@ class CellEncoder(nn.Module):
             config.dropout,
         )
 
-    def forward(self, batch: BagBatch, context: Float[Tensor, "bag c"] | None) -> Encoded:
+    def forward(self, batch: BagBatch, context: Float[Tensor, "block c"] | None) -> Encoded:
         """Features of every cell, context cells included; of some of them in training."""
         h = batch.features
         for layer in self.graph:
             h = layer(h, batch.neighbours)
-        offset_um, bag_of_cell, is_inside = batch.offset_um, batch.bag_of_cell, batch.is_inside
+        offset_um, block, is_inside = batch.offset_um, batch.block_of_cell, batch.is_inside
         rows = torch.arange(len(h), device=h.device)
         if self.training and self.cells_in_training:
-            rows = draw_cells(is_inside, bag_of_cell, batch.n_bags, self.cells_in_training)
+            rows = draw_cells(is_inside, block, batch.n_blocks, self.cells_in_training)
             h, offset_um = h.index_select(0, rows), offset_um[rows]
-            bag_of_cell, is_inside = bag_of_cell[rows], is_inside[rows]
+            block, is_inside = block[rows], is_inside[rows]
         h = self.enter(h)
         if self.position is not None:
             h = h + self.position(offset_um)
         if self.tell is not None and context is not None:
-            h = h + self.tell(context).index_select(0, bag_of_cell)
-        h = self.transformer(h, plan_padding(bag_of_cell, batch.n_bags))
-        return Encoded(h, rows, bag_of_cell, is_inside)
+            h = h + self.tell(context).index_select(0, block)
+        h = self.transformer(h, plan_padding(block, batch.n_blocks))
+        return Encoded(h, rows, batch.bag_of_block[block], is_inside)
 
 
 class GeneReadout(nn.Module):

@@ -6,6 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from histoscribe.data.bags import BagBatch
+from histoscribe.models.stream import BagStream
 
 
 class Answer(NamedTuple):
@@ -44,6 +45,15 @@ class Branched(Predictor, Protocol):
 
     def answer(self, batch: BagBatch) -> Answer:
         """The mix, its branches and the attention in one pass."""
+        ...
+
+
+@runtime_checkable
+class Streamed(Predictor, Protocol):
+    """A model that answers bags of any size, block by block."""
+
+    def stream(self, n_bags: int) -> BagStream:
+        """What some bags are shown to."""
         ...
 
 

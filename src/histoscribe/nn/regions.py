@@ -1,13 +1,13 @@
-"""The second, light level of context: a region among the regions around it."""
+"""The second, light level of context: a block among the blocks around it."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 
 class RegionContext(nn.Module):
-    r"""One vector from a region's own field and the means over rings of its neighbours.
+    r"""One vector from a block's own field and the means over rings of its neighbours.
 
-        c = f(sum_r W_r t_r + b)                                         r = 0: the region itself
+        c = f(sum_r W_r t_r + b)                                         r = 0: the block itself
 
     with t_r the descriptor of ring r. Pooling over the neighbours of a ring is done where the
     descriptors are made; here every ring has a map of its own and the rings are added up, which
@@ -16,7 +16,7 @@ class RegionContext(nn.Module):
     Source: ours; the paper has no second level, it attends over the whole slide.
 
     Args:
-        n_in: Width of a token times the tokens of a region.
+        n_in: Width of a token times the tokens of a block.
         width: Of the context vector.
         n_layers: Linear maps, at least one.
         input_dropout: Of the descriptors.
@@ -33,6 +33,6 @@ class RegionContext(nn.Module):
             n_in = width
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, field: Float[Tensor, "bag ring descriptor"]) -> Float[Tensor, "bag d"]:
-        """The context vector of each region."""
+    def forward(self, field: Float[Tensor, "block ring descriptor"]) -> Float[Tensor, "block d"]:
+        """The context vector of each block."""
         return self.layers(field)

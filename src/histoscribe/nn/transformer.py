@@ -34,6 +34,9 @@ class TransformerBlock(nn.Module):
         self.attention_norm = nn.LayerNorm(width)
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
+        # It adds the same to all logits of a query: its gradient is rounding, which AdamW would
+        # scale up to steps of full length, others on every machine.
+        self.key.bias.requires_grad_(False)
         self.value = nn.Linear(width, width)
         self.join_heads = nn.Linear(width, width)
         self.feed_norm = nn.LayerNorm(width)

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Bool, Float32, Int64
 
 from histoscribe.data.bags import BagBatch, BagConfig, collate
+from histoscribe.data.blocks import Blocks, assign_to_blocks, blocks_of
 from histoscribe.data.cells import Cells
-from histoscribe.data.context import describe_regions
+from histoscribe.data.context import describe_blocks
 from histoscribe.data.genes import GenePanel
-from histoscribe.data.join import Membership, assign_cells, knn_within_bags
+from histoscribe.data.join import Membership, knn_within_bags
 from histoscribe.data.regions import Regions
 from histoscribe.data.splits import strips
 from histoscribe.data.tiles import Tiles
@@ -24,6 +25,13 @@ from histoscribe.train.targets import TargetSpace, measure
 class SlideData:
     """All that is known of one slide.
 
+    Attributes:
+        cells: Its cells.
+        tiles: Its field.
+        regions: Its regions; a bulk region may go on in other slides of the patient, where it has
+            the same name.
+        blocks: The blocks of its regions, or None for those that `blocks_of` gives.
+
     Raises:
         MismatchError: If the parts are of different slides or encoders.
     """
@@ -31,6 +39,7 @@ class SlideData:
     cells: Cells
     tiles: Tiles
     regions: Regions
+    blocks: Blocks | None = None
 
     def __post_init__(self) -> None:
         strangers = (set(self.regions.slide_id) | {self.tiles.slide_id}) - {self.slide_id}
@@ -46,6 +55,12 @@ class SlideData:
             )
         if not len(self.regions):
             raise DataError(f"slide {self.slide_id} has no regions; check its spot table")
+        last = -1 if self.blocks is None else int(self.blocks.region.max(initial=-1))
+        if last >= len(self.regions):
+            raise MismatchError(
+                f"blocks of slide {self.slide_id} name region {last} of {len(self.regions)}; give "
+                "the blocks that belong to these regions"
+            )
 
     @property
     def slide_id(self) -> str:
@@ -64,76 +79,104 @@ class SlideBags:
 
     Attributes:
         slide: The slide.
-        row_of_bag: Row of each bag in the slide's regions; regions without a nucleus inside, or
-            without a described tile, have no bag.
-        members: Cells of the bags; its `region` counts bags.
-        neighbours: Nearest cells of each member within its bag, as rows of `members`.
-        descriptors: Raw field descriptors of the bags.
+        blocks: Blocks with a nucleus inside and a described tile, in the order of their bags;
+            their `region` is a row of the slide's regions.
+        row_of_bag: Row of each bag in the slide's regions; regions without a block have no bag.
+        members: Cells of the blocks; its `region` counts `blocks`.
+        neighbours: Nearest cells of each member within its block, as rows of `members`.
+        descriptors: Raw field descriptors of the blocks.
     """
 
     slide: SlideData
+    blocks: Blocks
     row_of_bag: Int64[np.ndarray, " bag"]
     members: Membership
     neighbours: Int64[np.ndarray, "member k"]
-    descriptors: Float32[np.ndarray, "bag ring descriptor"]
+    descriptors: Float32[np.ndarray, "block ring descriptor"]
 
     def __len__(self) -> int:
         return len(self.row_of_bag)
 
+    @property
+    def bag_of_block(self) -> Int64[np.ndarray, " block"]:
+        """The bag that each block is in."""
+        return np.searchsorted(self.row_of_bag, self.blocks.region)
+
     def inside_rows(self) -> Int64[np.ndarray, " inside"]:
         """Cells that lie inside a bag's region; each once."""
         return self.members.cell[self.members.is_inside]
+
+    def average(
+        self, values: Float32[np.ndarray, "block feature"]
+    ) -> Float32[np.ndarray, "bag feature"]:
+        """Mean over the blocks of each bag, each as heavy as it has nuclei inside."""
+        if len(self.blocks) == len(self):
+            return values
+        members = self.members
+        n_inside = np.bincount(members.region[members.is_inside], minlength=len(self.blocks))
+        total = np.zeros((len(self), values.shape[1]))
+        np.add.at(total, self.bag_of_block, values * n_inside[:, None])
+        of_bag = np.bincount(self.bag_of_block, n_inside, minlength=len(self))
+        return (total / of_bag[:, None]).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class AssembledBags:
     """Bags of several slides in one batch, and where each came from.
 
+    A region that lies on several slides is one bag.
+
     Attributes:
         batch: All bags; with z-scored targets if the regions have expression and it was wanted.
-        slide_of_bag: Position of each bag's slide in `slides`.
-        row_of_bag: Row of each bag in its slide's regions.
+        slide_of_bag: Position of each bag's slide in `slides`, the first where there are several.
+        row_of_bag: Row of each bag in that slide's regions.
+        bag_of_row: For each slide, the bag of each of its regions, -1 where there is none.
         slides: The slides.
-        members: For each slide, its cells in the order of the batch.
+        blocks: For each slide, its blocks in the order of the batch.
+        members: For each slide, the cells of these blocks in the order of the batch.
         scaling: The scales that were applied.
     """
 
     batch: BagBatch
     slide_of_bag: Int64[np.ndarray, " bag"]
     row_of_bag: Int64[np.ndarray, " bag"]
+    bag_of_row: tuple[Int64[np.ndarray, " _"], ...]
     slides: tuple[SlideData, ...]
+    blocks: tuple[Blocks, ...]
     members: tuple[Membership, ...]
     scaling: Scaling
 
     @property
     def n_empty(self) -> int:
         """Regions of the slides that have no bag."""
-        return sum(len(slide.regions) for slide in self.slides) - len(self.row_of_bag)
+        return sum(int((bags < 0).sum()) for bags in self.bag_of_row)
 
 
 def cut_bags(slide: SlideData, config: BagConfig) -> SlideBags:
-    """Give each region its cells, its graph and its surroundings; nothing is fitted here.
+    """Give each region its blocks, their cells, graph and surroundings; nothing is fitted here.
 
     Raises:
         DataError: If no region of the slide has a nucleus.
     """
-    regions = slide.regions
-    members = assign_cells(slide.cells.xy_um, regions.xy_um, regions.radius_um, config.ring_um)
-    descriptors = describe_regions(slide.cells, slide.tiles, regions, config)
-    is_bag = np.bincount(members.region[members.is_inside], minlength=len(regions)) > 0
-    is_bag &= np.isfinite(descriptors).all(axis=(1, 2))
-    if not is_bag.any():
+    blocks = slide.blocks or blocks_of(slide.regions, slide.cells.xy_um, config)
+    members = assign_to_blocks(slide.cells.xy_um, blocks, config.ring_um)
+    descriptors = describe_blocks(slide.cells, slide.tiles, blocks, config)
+    is_kept = np.bincount(members.region[members.is_inside], minlength=len(blocks)) > 0
+    is_kept &= np.isfinite(descriptors).all(axis=(1, 2)) & (blocks.region >= 0)
+    if not is_kept.any():
         raise DataError(
-            f"none of the {len(regions)} regions of {slide.slide_id} has a nucleus; check that "
-            "positions and mpp fit the slide, and that it was prepared around its regions"
+            f"none of the {len(slide.regions)} regions of {slide.slide_id} has a nucleus; check "
+            "that positions and mpp fit the slide, and that it was prepared around its regions"
         )
-    bag_of_region = np.cumsum(is_bag) - 1
-    keep = is_bag[members.region]
+    new_row = np.cumsum(is_kept) - 1
+    is_member = is_kept[members.region]
     kept = Membership(
-        bag_of_region[members.region[keep]], members.cell[keep], members.is_inside[keep]
+        new_row[members.region[is_member]], members.cell[is_member], members.is_inside[is_member]
     )
     neighbours = knn_within_bags(slide.cells.xy_um[kept.cell], kept.region, config.neighbours)
-    return SlideBags(slide, np.flatnonzero(is_bag), kept, neighbours, descriptors[is_bag])
+    blocks = blocks.take(np.flatnonzero(is_kept))
+    row_of_bag = np.unique(blocks.region)
+    return SlideBags(slide, blocks, row_of_bag, kept, neighbours, descriptors[is_kept])
 
 
 def assemble(
@@ -142,26 +185,91 @@ def assemble(
     """Apply the fitted scales and put the bags of all slides one after another.
 
     Args:
-        bags: Bags of each slide.
+        bags: Bags of each slide. Slides of one bulk region are put side by side.
         scaling: What was fitted on the training slides.
         panel: Genes of the target.
         has_target: Whether to add the measured expression, z-scored; genes that were not measured
             are masked, not zero.
     """
+    bags = [bags[i] for i in _side_by_side(bags)]
     batches = [_scale(part, scaling) for part in bags]
     if has_target:
         batches = [
             _add_target(batch, part, scaling, panel)
             for batch, part in zip(batches, bags, strict=True)
         ]
+    slide_of_part = np.repeat(np.arange(len(bags)), [len(part) for part in bags])
+    row_of_part = np.concatenate([part.row_of_bag for part in bags])
+    bag_of_part = _number([_names_of(part) for part in bags])
+    n_bags = int(bag_of_part[-1]) + 1
+    batch = collate(batches)
+    if n_bags < len(bag_of_part):
+        _check_parts_agree(batch, bag_of_part, bags)
+        batch = batch.merge(torch.from_numpy(bag_of_part), n_bags)
+    first = np.searchsorted(bag_of_part, np.arange(n_bags))
+    bag_of_row = tuple(np.full(len(part.slide.regions), -1) for part in bags)
+    for slide, row, bag in zip(slide_of_part, row_of_part, bag_of_part, strict=True):
+        bag_of_row[slide][row] = bag
     return AssembledBags(
-        batch=collate(batches),
-        slide_of_bag=np.repeat(np.arange(len(bags)), [len(part) for part in bags]),
-        row_of_bag=np.concatenate([part.row_of_bag for part in bags]),
+        batch=batch,
+        slide_of_bag=slide_of_part[first],
+        row_of_bag=row_of_part[first],
+        bag_of_row=bag_of_row,
         slides=tuple(part.slide for part in bags),
+        blocks=tuple(part.blocks for part in bags),
         members=tuple(part.members for part in bags),
         scaling=scaling,
     )
+
+
+def _check_parts_agree(
+    batch: BagBatch, bag_of_part: Int64[np.ndarray, " part"], bags: Sequence[SlideBags]
+) -> None:
+    """DataError if parts of one region come with different expression."""
+    first = np.searchsorted(bag_of_part, bag_of_part)
+    for values in (batch.target, batch.is_observed):
+        if values is not None and not torch.equal(values, values[torch.from_numpy(first)]):
+            patients = sorted({part.slide.patient_id for part in bags})
+            raise DataError(
+                "slides of one bulk region come with different expression (patients "
+                f"{', '.join(patients[:5])}); give each sample one profile, or other names"
+            )
+
+
+def _names_of(bags: SlideBags) -> list[tuple[str, ...]]:
+    """What tells each bag of a slide from all others; a bulk region is known by its patient."""
+    regions = bags.slide.regions
+    home = (lambda row: regions.patient_id[row]) if regions.kind == "bulk" else (
+        lambda row: regions.slide_id[row]
+    )  # fmt: skip
+    return [(regions.kind, home(row), regions.region_id[row]) for row in bags.row_of_bag]
+
+
+def _side_by_side(bags: Sequence[SlideBags]) -> list[int]:
+    """Order of the slides in which those of one bulk region are neighbours, else as given."""
+    first: dict[tuple[str, ...], int] = {}
+    place = []
+    for number, part in enumerate(bags):
+        place.append(min(first.setdefault(name, number) for name in _names_of(part)))
+    return sorted(range(len(bags)), key=lambda number: (place[number], number))
+
+
+def _number(names: Sequence[Sequence[tuple[str, ...]]]) -> Int64[np.ndarray, " part"]:
+    """Number of each bag: the same for parts of one region.
+
+    Raises:
+        DataError: If the parts of a region cannot stand side by side.
+    """
+    number: dict[tuple[str, ...], int] = {}
+    flat = [name for part in names for name in part]
+    numbers = np.array([number.setdefault(name, len(number)) for name in flat], dtype=np.int64)
+    if (np.diff(numbers) < 0).any():
+        name = flat[int((np.diff(numbers) < 0).argmax()) + 1]
+        raise DataError(
+            f"region {name[2]} of {name[1]} goes on in another slide that holds other regions too; "
+            "give a slide that is shared by regions of its own names"
+        )
+    return numbers
 
 
 def measure_bags(
@@ -213,14 +321,15 @@ def _scale(bags: SlideBags, scaling: Scaling) -> BagBatch:
     used, position = np.unique(members.cell, return_inverse=True)
     features = scaling.cells.apply(cells.features[used])
     phenotype = scaling.phenotypes.assign(features)
-    centre = bags.slide.regions.xy_um[bags.row_of_bag][members.region]
+    offset_um = cells.xy_um[members.cell] - bags.blocks.xy_um[members.region]
     return BagBatch(
         features=torch.from_numpy(features[position]),
-        offset_um=torch.from_numpy(cells.xy_um[members.cell] - centre),
+        offset_um=torch.from_numpy(offset_um),
         is_inside=torch.from_numpy(members.is_inside.copy()),
         neighbours=torch.from_numpy(bags.neighbours.copy()),
         phenotype=torch.from_numpy(phenotype[position]),
-        bag_of_cell=torch.from_numpy(members.region.copy()),
+        block_of_cell=torch.from_numpy(members.region.copy()),
+        bag_of_block=torch.from_numpy(bags.bag_of_block),
         field=torch.from_numpy(scaling.field.apply(bags.descriptors)),
         n_bags=len(bags),
     )

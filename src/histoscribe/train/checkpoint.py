@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -25,10 +25,27 @@ from histoscribe.data.provenance import Provenance
 from histoscribe.data.splits import Split
 from histoscribe.errors import ConfigError, DataError, MismatchError
 from histoscribe.models.predictor import MODELS, Predictor
+from histoscribe.train.lora import LoraSettings, merge, write_config
 from histoscribe.train.scaling import Scaling
 
 FORMAT = 1
+ADAPTERS = "adapters"
 WEIGHTS, SCALING, RECORD = "model.safetensors", "scaling.safetensors", "checkpoint.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Adapters:
+    """Low-rank adapters of the nets of a checkpoint.
+
+    Attributes:
+        nets: For each net, its adapters by the names of peft's files.
+        settings: Rank, weight, dropout.
+        base_id: The checkpoint whose nets they were trained on.
+    """
+
+    nets: tuple[Mapping[str, Tensor], ...]
+    settings: LoraSettings
+    base_id: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +55,8 @@ class Checkpoint:
     Attributes:
         model: Name of the model in MODELS.
         model_settings: Every field of the model's config.
-        nets: Weights of each net of the ensemble; predictions are averaged.
+        nets: Weights of each net of the ensemble; predictions are averaged. With adapters: the
+            weights without them.
         scaling: What was fitted beside the nets.
         panel: Genes, in the order of the output.
         bags: How bags are cut.
@@ -47,6 +65,7 @@ class Checkpoint:
         fit_settings: Every field of the FitConfig.
         report: For each net: held-out slides, best epoch, score, number of epochs.
         provenance: What made it, from what.
+        adapters: What a fit with LoRA has learned beside what belongs to genes, or None.
     """
 
     model: str
@@ -60,6 +79,7 @@ class Checkpoint:
     fit_settings: Mapping[str, Any]
     report: tuple[Mapping[str, Any], ...]
     provenance: Provenance
+    adapters: Adapters | None = None
     _packed: dict[str, bytes] = field(default_factory=dict, repr=False)
 
     @property
@@ -70,10 +90,21 @@ class Checkpoint:
             digest.update(name.encode() + content)
         return f"{self.model}@{digest.hexdigest()[:12]}"
 
+    def merged(self) -> "Checkpoint":
+        """The same without adapters: their products are added to the weights."""
+        if self.adapters is None:
+            return self
+        settings = self.adapters.settings
+        nets = tuple(
+            merge(net, adapters, settings)
+            for net, adapters in zip(self.nets, self.adapters.nets, strict=True)
+        )
+        return replace(self, nets=nets, adapters=None, _packed={})
+
     def build(self) -> list[Predictor]:
-        """The nets, in eval mode."""
+        """The nets, in eval mode, adapters merged."""
         nets = []
-        for weights in self.nets:
+        for weights in self.merged().nets:
             net = build_model(self.model, self.model_settings, seed=0)
             try:
                 net.load_state_dict(dict(weights))
@@ -91,8 +122,8 @@ class Checkpoint:
         The same fit gives the same bytes; there are no times in it.
         """
         with replacing(folder) as (beside,):
-            beside.mkdir()
             for name, content in self._pack().items():
+                (beside / name).parent.mkdir(parents=True, exist_ok=True)
                 (beside / name).write_bytes(content)
 
     @classmethod
@@ -133,6 +164,7 @@ class Checkpoint:
                 ),
                 fit_settings=record["fit_settings"],
                 report=tuple(record["report"]),
+                adapters=_load_adapters(folder, record),
                 provenance=Provenance.from_json(json.dumps(record["provenance"])),
             )
         except (KeyError, TypeError, ValueError, IndexError, SafetensorError) as error:
@@ -147,9 +179,25 @@ class Checkpoint:
             }
             arrays = {n: np.ascontiguousarray(a) for n, a in self.scaling.to_arrays().items()}
             packed = {WEIGHTS: pack_tensors(nets), SCALING: pack_arrays(arrays)}
+            packed |= self._pack_adapters()
             packed[RECORD] = self._record(packed).encode()
             self._packed.update(packed)
         return self._packed
+
+    def _pack_adapters(self) -> dict[str, bytes]:
+        """For each net a folder as peft writes it."""
+        if self.adapters is None:
+            return {}
+        net = build_model(self.model, self.model_settings, seed=0)
+        config = write_config(net, self.adapters.settings, self.adapters.base_id).encode()
+        packed = {}
+        for number, adapters in enumerate(self.adapters.nets):
+            tensors = {
+                name: tensor.detach().cpu().contiguous() for name, tensor in adapters.items()
+            }
+            packed[_adapter_file(number)] = pack_tensors(tensors)
+            packed[f"{ADAPTERS}/net{number}/adapter_config.json"] = config
+        return packed
 
     def _record(self, packed: Mapping[str, bytes]) -> str:
         record = {
@@ -164,6 +212,9 @@ class Checkpoint:
             "fit_settings": dict(self.fit_settings),
             "report": [dict(net) for net in self.report],
             "provenance": json.loads(self.provenance.to_json()),
+            "adapters": None
+            if self.adapters is None
+            else {"settings": asdict(self.adapters.settings), "base_id": self.adapters.base_id},
             "versions": {"histoscribe": __version__, "torch": str(torch.__version__)},
             "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in packed.items()},
         }
@@ -194,6 +245,18 @@ def find_model(name: str) -> tuple[type, type]:
     module, _, attribute = MODELS[name].partition(":")
     model_class = getattr(import_module(module), attribute)
     return model_class, get_type_hints(model_class.__init__)["config"]
+
+
+def _adapter_file(net: int) -> str:
+    return f"{ADAPTERS}/net{net}/adapter_model.safetensors"
+
+
+def _load_adapters(folder: Path, record: Mapping[str, Any]) -> Adapters | None:
+    stored = record.get("adapters")
+    if stored is None:
+        return None
+    nets = tuple(load_tensors(folder / _adapter_file(n)) for n in range(len(record["report"])))
+    return Adapters(nets, LoraSettings(**stored["settings"]), stored["base_id"])
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

@@ -12,23 +12,22 @@ slide that the scales know: it decides when to stop, and is never a result.
 """
 
 import hashlib
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from histoscribe import __version__
 from histoscribe.data.bags import BagConfig
 from histoscribe.data.genes import GenePanel
 from histoscribe.data.provenance import Provenance
+from histoscribe.data.regions import RegionKind
 from histoscribe.data.splits import Split, check_split
-from histoscribe.errors import ConfigError, DataError, MissingExtra
+from histoscribe.errors import ConfigError, DataError, MismatchError
 from histoscribe.train.assemble import (
     AssembledBags,
     SlideBags,
@@ -38,148 +37,33 @@ from histoscribe.train.assemble import (
     cut_bags,
     measure_bags,
 )
-from histoscribe.train.checkpoint import Checkpoint, build_model, find_model
-from histoscribe.train.scaling import Scaling, fit_field, fit_pca, fit_phenotypes, fit_target
-from histoscribe.train.targets import TargetSpace
+from histoscribe.train.checkpoint import Adapters, Checkpoint, build_model, find_model
+from histoscribe.train.fit_config import FitConfig, check_device
+from histoscribe.train.lora import insert_adapters, take_out
+from histoscribe.train.net_task import FitLog, FittedNet, NetTask
+from histoscribe.train.scaling import (
+    Scaling,
+    TargetScaling,
+    fit_field,
+    fit_pca,
+    fit_phenotypes,
+    fit_target,
+)
+from histoscribe.train.transfer import (
+    Start,
+    carry_scaling,
+    carry_weights,
+    check_start,
+    check_unseen,
+    freeze_all_but_genes,
+    gene_tensors,
+)
 
 N_PARTS = 3
 """Inner folds of a single training slide."""
-MAX_SEED = 2**32 - 1  # of scikit-learn's K-means
 
 
-@dataclass(frozen=True)
-class FitConfig:
-    """How a model is fitted.
-
-    Attributes:
-        model: Name of the model.
-        target_space: What it learns to say.
-        seed: Seed of weights, order of bags, dropout and phenotypes.
-        n_components: Principal components of the cell features.
-        n_field_components: Principal components of the tiles of a field, and as many of its cells.
-        has_cell_context: Whether the surroundings of a region describe nuclei beside tiles.
-        n_phenotypes: K of the K-means over cells.
-        cluster_weight: Weight of the cluster loss (eq. 12); 0 in the paper's own best for spots.
-        learning_rate: Of AdamW.
-        weight_decay: Of AdamW.
-        clip_norm: Gradients are scaled down to this norm.
-        batch_regions: Regions a step.
-        max_epochs: At most.
-        patience: Epochs without a better held-out score before a net stops.
-        n_folds: Inner folds at most; units (patients, else slides) are dealt out to them.
-        n_repeats: Nets for each inner fold, with different seeds.
-        device: Where the nets are trained.
-    """
-
-    model: str = "bitro"
-    target_space: TargetSpace = "log1p_cp10k"
-    seed: int = 0
-    n_components: int = 128
-    n_field_components: int = 128
-    has_cell_context: bool = False
-    n_phenotypes: int = 8
-    cluster_weight: float = 0.0
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-2
-    clip_norm: float = 1.0
-    batch_regions: int = 32
-    max_epochs: int = 30
-    patience: int = 8
-    n_folds: int = 5
-    n_repeats: int = 1
-    device: Literal["cpu", "cuda", "mps"] = "cpu"
-
-    def __post_init__(self) -> None:
-        least = {"n_folds": 2, "cluster_weight": 0, "weight_decay": 0, "seed": 0}
-        least |= dict.fromkeys(
-            ("n_components", "n_field_components", "n_phenotypes", "batch_regions"), 1
-        )
-        least |= dict.fromkeys(("max_epochs", "patience", "n_repeats"), 1)
-        for name, lowest in least.items():
-            if not lowest <= getattr(self, name) < math.inf:
-                raise ConfigError(
-                    f"fit.{name} = {getattr(self, name)}; give a finite number, {lowest} or more"
-                )
-        if self.seed > MAX_SEED:
-            raise ConfigError(f"fit.seed = {self.seed}; give {MAX_SEED} or less")
-        for name in ("learning_rate", "clip_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(
-                    f"fit.{name} = {getattr(self, name)}; give a finite number above 0"
-                )
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One finished epoch, for progress bars."""
-
-    net: int
-    n_nets: int
-    epoch: int
-    max_epochs: int
-    score: float
-
-
-@dataclass(frozen=True)
-class FitLog:
-    """Where a fit writes beside its result, and whom it tells.
-
-    Attributes:
-        folder: For CSV and TensorBoard logs, and the state of an unfinished fit, from which the
-            same call goes on; None writes nothing.
-        on_epoch: Called after each epoch.
-        every_s: Seconds between two writings of the state. What is lost by a kill is trained
-            again to the same bits.
-    """
-
-    folder: Path | None = None
-    on_epoch: Callable[[Epoch], None] | None = None
-    every_s: float = 20.0
-
-
-@dataclass(frozen=True, eq=False)
-class NetTask:
-    """One net to be trained.
-
-    Attributes:
-        net: Its place among all nets.
-        n_nets: How many there are.
-        seed: Its own seed.
-        train: Bags it learns from.
-        held_out: Bags it stops on.
-        key: Names the whole fit: data, settings, version.
-    """
-
-    net: int
-    n_nets: int
-    seed: int
-    train: Int64[Tensor, " train"]
-    held_out: Int64[Tensor, " held_out"]
-    key: str
-
-
-@dataclass(frozen=True)
-class FittedNet:
-    """The weights of a net at its best epoch, and how it got there."""
-
-    weights: Mapping[str, Tensor] = field(repr=False)
-    best_epoch: int
-    best_score: float
-    n_epochs: int
-
-
-def check_device(config: FitConfig) -> None:
-    """MissingExtra if the nets cannot be trained on this machine as asked."""
-    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
-    if not has[config.device]:
-        there = ", ".join(name for name, is_there in has.items() if is_there)
-        raise MissingExtra(
-            f"fit.device = {config.device}, which PyTorch does not find on this machine; it finds "
-            f"{there}"
-        )
-
-
-def fit(
+def fit(  # noqa: PLR0913 - the data; then, by name, one setting of each part
     slides: Sequence[SlideData],
     split: Split,
     panel: GenePanel,
@@ -187,6 +71,7 @@ def fit(
     config: FitConfig | None = None,
     bags: BagConfig | None = None,
     model_settings: Mapping[str, Any] | None = None,
+    start: Start | None = None,
     log: FitLog | None = None,
 ) -> Checkpoint:
     """Fit on the training slides of the split; same arguments, same checkpoint, bit for bit.
@@ -196,8 +81,9 @@ def fit(
         split: Which slides to train on.
         panel: Genes to predict, chosen from the training slides.
         config: How to fit.
-        bags: How bags are cut.
+        bags: How bags are cut; from a start, as they were cut there.
         model_settings: Settings of the model that are not its defaults.
+        start: A fitted model to go on from, of other regions, spots or whole samples.
         log: Where to write and whom to tell.
 
     Returns:
@@ -205,37 +91,53 @@ def fit(
 
     Raises:
         DataError: If a training slide is missing, has no expression or no nuclei.
-        MismatchError: If slides differ in encoder or naming of genes, or a net diverged.
+        MismatchError: If slides differ in encoder or naming of genes, a net diverged, or the start
+            is of another encoder or has seen a slide that is to be tested.
         ConfigError: If a setting is not known.
         MissingExtra: If this machine has no such device.
     """
     from histoscribe.train.loop import train_net  # Lightning takes seconds to import
 
-    config, bags, log = config or FitConfig(), bags or BagConfig(), log or FitLog()
+    config, log = config or FitConfig(), log or FitLog()
+    bags = _bag_config(bags, start)
     check_device(config)
     training = _training_slides(slides, split)
     encoder_id = check_one_encoder(training)
+    kind = _one_kind(training)
     cut = [cut_bags(slide, bags) for slide in training]
-    scaling = fit_scaling(cut, panel, config)
+    given = model_settings or {}
+    if start is None:
+        scaling = fit_scaling(cut, panel, config)
+    else:
+        given = check_start(start.checkpoint, config.model, given, encoder_id, panel)
+        check_unseen(start.checkpoint, slides, split)
+        target = fit_target_scaling(cut, panel, config)
+        scaling = carry_scaling(start.checkpoint, target, panel, start.config)
     assembled = assemble(cut, scaling, panel, has_target=True)
-    settings = _model_config(config.model, model_settings or {}, assembled)
-    provenance = _provenance(training, panel, config, bags, settings)
+    settings = _model_config(config.model, given, assembled)
+    provenance = _provenance(training, panel, config, bags, settings, start)
+    resolved = replace(config, cluster_weight=config.cluster_weight_of(kind))
     folds = inner_folds(assembled, config.n_folds)
     tasks = _plan(folds, config, provenance.key)
+    carried = None if start is None else carry_weights(start.checkpoint, panel)
     fitted = []
     for task in tasks:
         net = build_model(config.model, settings, task.seed)
-        fitted.append(train_net(net, assembled, task, config, log))
+        if start is not None and carried is not None:
+            _begin(net, carried[task.net % len(carried)], start, task.seed)
+        fitted.append(train_net(net, assembled, task, resolved, log, is_start=start is not None))
+    nets, adapters = _take_apart(fitted, start)
     return Checkpoint(
         model=config.model,
         model_settings=settings,
-        nets=tuple(net.weights for net in fitted),
+        nets=nets,
+        adapters=adapters,
         scaling=scaling,
         panel=panel,
         bags=bags,
         encoder_id=encoder_id,
         split=split,
-        fit_settings=asdict(config),
+        fit_settings=asdict(resolved),
         report=tuple(
             {
                 "held_out": sorted({training[i].slide_id for i in _slides_of(assembled, task)}),
@@ -264,13 +166,19 @@ def fit_scaling(bags: Sequence[SlideBags], panel: GenePanel, config: FitConfig) 
         config.n_field_components,
         has_cell_context=config.has_cell_context,
     )
+    return Scaling(cells, phenotypes, field_scaling, fit_target_scaling(bags, panel, config))
+
+
+def fit_target_scaling(
+    bags: Sequence[SlideBags], panel: GenePanel, config: FitConfig
+) -> TargetScaling:
+    """Mean and deviation of each gene over the training regions."""
     measured = [measure_bags(part, panel, config.target_space) for part in bags]
-    target = fit_target(
+    return fit_target(
         np.concatenate([values for values, _ in measured]),
         np.concatenate([is_observed for _, is_observed in measured]),
         config.target_space,
     )
-    return Scaling(cells, phenotypes, field_scaling, target)
 
 
 def inner_folds(assembled: AssembledBags, n_folds: int) -> Int64[np.ndarray, " bag"]:
@@ -310,6 +218,62 @@ def _training_slides(slides: Sequence[SlideData], split: Split) -> list[SlideDat
     return [by_id[slide_id] for slide_id in split.train]
 
 
+def _bag_config(given: BagConfig | None, start: Start | None) -> BagConfig:
+    if start is None:
+        return given or BagConfig()
+    old = start.checkpoint.bags
+    if given not in (None, BagConfig(), old):
+        raise ConfigError(
+            f"bags are {given}, the checkpoint has {old}; positions must mean the same in both. "
+            "Leave the bags' settings out, or fit without --from"
+        )
+    return old
+
+
+def _one_kind(slides: Sequence[SlideData]) -> RegionKind:
+    kinds = sorted({slide.regions.kind for slide in slides})
+    if len(kinds) > 1:
+        raise DataError(
+            f"training slides have regions of {' and '.join(kinds)}; fit on one kind, then on the "
+            "other with --from"
+        )
+    return slides[0].regions.kind
+
+
+def _begin(net: nn.Module, weights: Mapping[str, Tensor], start: Start, seed: int) -> None:
+    """Give a new net the weights that were carried over, and let learn what is to learn."""
+    try:
+        net.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise MismatchError(
+            f"the weights are not those of this version's model ({error}); fit the checkpoint again"
+        ) from error
+    if start.config.mode == "full":
+        return
+    genes = gene_tensors(net)
+    freeze_all_but_genes(net)
+    if start.config.mode == "lora":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            insert_adapters(net, start.config.lora)
+        for name, parameter in net.named_parameters():
+            if name in genes:
+                parameter.requires_grad_(True)
+
+
+def _take_apart(
+    fitted: Sequence[FittedNet], start: Start | None
+) -> tuple[tuple[Mapping[str, Tensor], ...], Adapters | None]:
+    """The weights of the nets, and their adapters where there are some."""
+    if start is None or start.config.mode != "lora":
+        return tuple(net.weights for net in fitted), None
+    parts = [take_out(net.weights) for net in fitted]
+    adapters = Adapters(
+        tuple(adapters for _, adapters in parts), start.config.lora, start.checkpoint.model_id
+    )
+    return tuple(weights for weights, _ in parts), adapters
+
+
 def _model_config(model: str, given: Mapping[str, Any], assembled: AssembledBags) -> dict[str, Any]:
     """Every field of the model's config: sizes from the data, the rest given or by default."""
     batch = assembled.batch
@@ -320,12 +284,12 @@ def _model_config(model: str, given: Mapping[str, Any], assembled: AssembledBags
         "n_rings": batch.field.shape[1],
         "n_genes": batch.target.shape[1],
     }
-    fixed = sorted(set(sizes) & set(given))
+    fixed = sorted(name for name in set(sizes) & set(given) if given[name] != sizes[name])
     if fixed:
         raise ConfigError(f"{fixed[0]} is told by the data; leave it out of the model's settings")
     _, config_class = find_model(model)
     try:
-        return asdict(config_class(**sizes, **given))
+        return asdict(config_class(**{**given, **sizes}))
     except TypeError as error:
         raise ConfigError(f"settings of model {model}: {error}") from error
 
@@ -336,6 +300,7 @@ def _provenance(
     config: FitConfig,
     bags: BagConfig,
     model_settings: Mapping[str, Any],
+    start: Start | None,
 ) -> Provenance:
     inputs = {"panel": hashlib.sha256("\n".join(panel.ids).encode()).hexdigest()}
     for slide in slides:
@@ -343,6 +308,11 @@ def _provenance(
         inputs[f"{slide.slide_id}/tiles"] = slide.tiles.provenance.key
         inputs[f"{slide.slide_id}/regions"] = _hash_regions(slide)
     settings = {"fit": asdict(config), "bags": asdict(bags), "model": dict(model_settings)}
+    if start is not None:
+        settings["transfer"] = asdict(start.config)
+        inputs["from"] = start.checkpoint.model_id
+        for name, key in start.checkpoint.provenance.inputs.items():
+            inputs[f"from/{name}"] = key
     return Provenance(f"histoscribe {__version__} fit", settings, inputs)
 
 

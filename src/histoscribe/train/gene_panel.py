@@ -13,7 +13,7 @@ from histoscribe.data.genes import GenePanel
 from histoscribe.data.regions import Regions
 from histoscribe.errors import ConfigError, DataError, MismatchError
 
-PanelRule = Literal["pearson", "dispersion"]
+PanelRule = Literal["pearson", "dispersion", "variance"]
 
 EXCLUDED = re.compile(r"^(MT-|RP[SL])", re.IGNORECASE)
 """Mitochondrial and ribosomal genes, by symbol; upper case in man, mixed in mouse."""
@@ -28,9 +28,11 @@ class PanelConfig:
     """How the gene panel is chosen.
 
     Attributes:
-        rule: "pearson" (variance of Pearson residuals) or "dispersion" (the paper, eq. 19-20).
+        rule: "pearson" (variance of Pearson residuals) or "dispersion" (the paper, eq. 19-20), of
+            counts; or "variance" (of logarithms), for bulk in any unit.
         n_genes: Size of the panel.
-        min_detection: Least share of training regions with a count, for "pearson".
+        min_detection: Least share of training regions that have some of a gene, for "pearson" and
+            "variance".
         n_candidates: Genes a slide may nominate, for "dispersion"; the paper does not say.
     """
 
@@ -60,6 +62,7 @@ def choose_panel(slides: Sequence[Regions], config: PanelConfig) -> GenePanel:
     rules: dict[str, Callable[[Sequence[Regions], PanelConfig], GenePanel]] = {
         "pearson": choose_by_pearson_residuals,
         "dispersion": choose_by_dispersion,
+        "variance": choose_by_variance,
     }
     if config.rule not in rules:
         raise ConfigError(f"panel rule {config.rule!r}; give one of {', '.join(rules)}")
@@ -125,6 +128,30 @@ def choose_by_dispersion(slides: Sequence[Regions], config: PanelConfig) -> Gene
     # A gene is in both lists at depth K if its worse rank is below K.
     worse = np.maximum(_rank(mean), _rank(variance))
     return genes.take(candidates[np.argsort(worse, kind="stable")[: config.n_genes]])
+
+
+def choose_by_variance(slides: Sequence[Regions], config: PanelConfig) -> GenePanel:
+    r"""Genes whose log1p(x) varies most over the training regions, in the unit they came in.
+
+    For bulk, where a region is a patient and depth is divided out already (TPM, RSEM). A patient
+    of several slides counts once. Counts are brought to CP10k first.
+    """
+    genes, tables, is_allowed = _common(slides, is_counts=False)
+    if slides[0].expression_unit == "counts":
+        tables = [_normalise(table) for table in tables]
+    names = [
+        (regions.patient_id[row] if regions.kind == "bulk" else regions.slide_id[row], name)
+        for regions in slides
+        for row, name in enumerate(regions.region_id)
+    ]
+    _, first = np.unique([f"{home}\0{name}" for home, name in names], return_index=True)
+    logged = csr_array(vstack(tables))[np.sort(first)].log1p()
+    n_regions = len(first)
+    detected = np.diff(csc_array(logged).indptr) / n_regions
+    candidates = np.flatnonzero(is_allowed & (detected >= config.min_detection))
+    _check_enough(len(candidates), config.n_genes, "detected in enough training regions")
+    _, variance = _moments(csr_array(logged[:, candidates]), ddof=0)
+    return genes.take(candidates[np.argsort(-variance, kind="stable")[: config.n_genes]])
 
 
 def normalised_dispersion(cp10k: csr_array) -> Float[np.ndarray, " gene"]:
@@ -207,15 +234,19 @@ def _correlate(
 
 
 def _common(
-    slides: Sequence[Regions],
+    slides: Sequence[Regions], *, is_counts: bool = True
 ) -> tuple[GenePanel, list[csr_array], Bool[np.ndarray, " gene"]]:
     """Genes measured in every slide, the counts of each slide, and which may be chosen."""
     if not slides:
         raise DataError("no training slides to choose genes from")
     shared = set(slides[0].genes.ids)
     for regions in slides:
-        if regions.expression is None or regions.expression_unit != "counts":
-            raise DataError(f"genes are chosen from raw counts; got {regions.expression_unit}")
+        wanted = "counts" if is_counts else slides[0].expression_unit
+        if regions.expression is None or regions.expression_unit != wanted:
+            mend = "; set panel.rule to variance" if is_counts else " on all slides"
+            raise DataError(
+                f"genes are chosen by this rule from {wanted}, got {regions.expression_unit}{mend}"
+            )
         if regions.genes.namespace != slides[0].genes.namespace:
             raise MismatchError("the slides name their genes in different ways; convert them first")
         shared &= set(np.array(regions.genes.ids)[regions.gene_observed].tolist())

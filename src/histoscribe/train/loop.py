@@ -20,54 +20,20 @@ from jaxtyping import Float, Int64
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from histoscribe.data.bags import BagBatch
 from histoscribe.errors import DataError, MismatchError
 from histoscribe.train.assemble import AssembledBags
-from histoscribe.train.fit import Epoch, FitConfig, FitLog, FittedNet, NetTask
-from histoscribe.train.losses import objective
+from histoscribe.train.draw import BagOrder, Bags, Draw, in_portions, mix
+from histoscribe.train.fit_config import FitConfig
+from histoscribe.train.losses import expression_loss, objective
+from histoscribe.train.net_task import Epoch, FitLog, FittedNet, NetTask
+from histoscribe.train.processes import find_processes, weigh_loss
 from histoscribe.train.state import SafetensorsCheckpointIO, read_state, write_state
 
-SCORE = "held_out_gene_pcc"
-EVALUATED_AT_ONCE = 256
-"""Regions predicted at once while a net is scored."""
-
-
-class Bags(Dataset):
-    """Bags by number, several at a time."""
-
-    def __init__(self, batch: BagBatch) -> None:
-        self.batch = batch
-
-    def __getitem__(self, indices: Int64[Tensor, " bag"]) -> BagBatch:
-        return self.batch.take(indices)
-
-    def __len__(self) -> int:
-        return self.batch.n_bags
-
-
-class BagOrder(Sampler[Tensor]):
-    """Batches of bags, shuffled by the seed and the epoch alone.
-
-    Batches of an epoch differ in size by at most one, so that no step hangs on a rest.
-    """
-
-    def __init__(self, n_bags: int, batch_regions: int, seed: int) -> None:
-        self.n_bags, self.seed, self.epoch = n_bags, seed, 0
-        self.n_batches = max(1, math.ceil(n_bags / batch_regions))
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(mix(self.seed, self.epoch, 1))
-        order = torch.randperm(self.n_bags, generator=generator)
-        return iter(order.tensor_split(self.n_batches))
-
-    def __len__(self) -> int:
-        return self.n_batches
+SCORE = {"gene_pcc": "held_out_gene_pcc", "loss": "minus_held_out_loss"}
+"""What is logged by what nets stop on; higher is better."""
 
 
 class NetModule(pl.LightningModule):
@@ -78,7 +44,8 @@ class NetModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.net, self.config, self.seed = net, config, task.seed
-        self.held_out_slide = torch.from_numpy(assembled.slide_of_bag)[task.held_out]
+        self.processes = find_processes()
+        self.held_out_slide = group_for_scoring(assembled)[task.held_out]
         self.target = assembled.scaling.target
         self.outputs: list[tuple[Tensor, Tensor, Tensor | None]] = []
         self.losses: list[Tensor] = []
@@ -89,9 +56,12 @@ class NetModule(pl.LightningModule):
 
     def training_step(self, batch: BagBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """The loss of one batch."""
-        loss = objective(self.net, batch, self.config.cluster_weight, self.target)["loss"]
+        weight = self.config.cluster_weight or 0.0
+        loss = objective(self.net, batch, weight, self.target)["loss"]
         self.losses.append(loss.detach())
-        return loss
+        assert batch.target is not None
+        seen = batch.target.numel() if batch.is_observed is None else batch.is_observed.sum()
+        return weigh_loss(loss, seen, self.processes)
 
     def on_train_epoch_start(self) -> None:
         """Forget the losses of the epoch before."""
@@ -99,25 +69,39 @@ class NetModule(pl.LightningModule):
 
     def validation_step(self, batch: BagBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Keep the answers; they are scored together."""
+        self.keep_answer(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Score the held-out regions."""
+        size = len(self.held_out_slide)
+        self.log(SCORE[self.config.stop_on], self.score_answers(), batch_size=size)
+        if self.losses:
+            self.log("train_loss", torch.stack(self.losses).mean(), batch_size=size)
+
+    def keep_answer(self, batch: BagBatch) -> None:
+        """Answer some held-out bags."""
         assert batch.target is not None
         answer = self.net(batch)
         self.outputs.append((answer.cpu(), batch.target.cpu(), _to_cpu(batch.is_observed)))
 
-    def on_validation_epoch_end(self) -> None:
-        """Mean per-gene PCC within each held-out slide, mean over slides; z-scores do as well."""
+    def score_answers(self) -> float:
+        """How good the answers are; higher is better.
+
+        The loss with a minus, or the mean per-gene PCC within each held-out slide (over all
+        patients, for bulk), mean over slides; z-scores do as well.
+        """
         answer = torch.cat([a for a, _, _ in self.outputs])
         target = torch.cat([t for _, t, _ in self.outputs])
         seen = [o for _, _, o in self.outputs if o is not None]
         is_observed = torch.cat(seen) if seen else torch.ones_like(target, dtype=torch.bool)
         self.outputs.clear()
+        if self.config.stop_on == "loss":
+            return -float(expression_loss(answer, target, is_observed))
         scores = [
             mean_gene_pcc(answer[rows], target[rows], is_observed[rows])
             for rows in (self.held_out_slide == s for s in self.held_out_slide.unique())
         ]
-        size = len(target)
-        self.log(SCORE, float(np.mean(scores)), batch_size=size)
-        if self.losses:
-            self.log("train_loss", torch.stack(self.losses).mean(), batch_size=size)
+        return float(np.mean(scores))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW on all that is trainable."""
@@ -137,16 +121,20 @@ class KeepBest(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare, and copy if better."""
-        score = float(trainer.callback_metrics[SCORE])
+        assert isinstance(pl_module, NetModule)
+        score = float(trainer.callback_metrics[SCORE[pl_module.config.stop_on]])
+        self.consider(pl_module.net, score, trainer.current_epoch + 1)
+
+    def consider(self, net: nn.Module, score: float, epoch: int) -> None:
+        """Copy the weights of the net if it is better than any before."""
         if not math.isfinite(score):
             raise MismatchError(
-                f"the net diverged in epoch {trainer.current_epoch + 1} (score {score}); lower the "
+                f"the net diverged in epoch {epoch} (score {score}); lower the "
                 "learning rate or check the features for outliers"
             )
         if score > self.score:
-            assert isinstance(pl_module, NetModule)
-            self.score, self.epoch = score, trainer.current_epoch + 1
-            state = pl_module.net.state_dict()
+            self.score, self.epoch = score, epoch
+            state = net.state_dict()
             self.weights = {name: t.detach().cpu().clone() for name, t in state.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -166,29 +154,46 @@ class KeepState(Callback):
         self.path, self.task, self.settings = path, task, log
         self.written_at = time.monotonic()
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Runs after the held-out score of the epoch."""
-        if self.path and time.monotonic() - self.written_at >= self.settings.every_s:
+        is_due = time.monotonic() - self.written_at >= self.settings.every_s
+        if self.path and trainer.strategy.broadcast(is_due):  # all processes, or none of them
             trainer.save_checkpoint(self.path)
             self.written_at = time.monotonic()
-        if self.settings.on_epoch:
-            score = float(trainer.callback_metrics[SCORE])
+        if self.settings.on_epoch and trainer.is_global_zero:
+            assert isinstance(pl_module, NetModule)
+            score = float(trainer.callback_metrics[SCORE[pl_module.config.stop_on]])
             epoch, most = trainer.current_epoch + 1, int(trainer.max_epochs or 0)
             self.settings.on_epoch(Epoch(self.task.net, self.task.n_nets, epoch, most, score))
 
 
 def train_net(
-    net: nn.Module, assembled: AssembledBags, task: NetTask, config: FitConfig, log: FitLog
+    net: nn.Module,
+    assembled: AssembledBags,
+    task: NetTask,
+    config: FitConfig,
+    log: FitLog,
+    *,
+    is_start: bool = False,
 ) -> FittedNet:
     """Train one net until its held-out score no longer rises; its best weights come back.
 
     A net that was finished before, or a state that was left by a kill, is taken up where the log
     has a folder and the key of the fit is the same.
 
+    Args:
+        net: The net, with the weights to begin with.
+        assembled: All training bags.
+        task: Which of them are for what.
+        config: How.
+        log: Where to write and whom to tell.
+        is_start: The net has learned elsewhere: as it is, it may be the best, as epoch 0.
+
     Raises:
         MismatchError: If the net diverged.
     """
     finished = state = None
+    processes = find_processes()
     if log.folder is not None:
         place = log.folder / "state" / task.key
         finished, state = place / f"net{task.net}.safetensors", place / f"net{task.net}.running"
@@ -196,11 +201,15 @@ def train_net(
             return FittedNet(**read_state(finished))
     best = KeepBest()
     module = NetModule(net, assembled, task, config)
-    stop = EarlyStopping(SCORE, mode="max", patience=config.patience, check_finite=False)
+    stop = EarlyStopping(
+        SCORE[config.stop_on], mode="max", patience=config.patience, check_finite=False
+    )
     with _quiet(), _forked(config.device):
         trainer = pl.Trainer(
             accelerator="gpu" if config.device == "cuda" else config.device,
-            devices=1,
+            devices=processes.n_here,
+            num_nodes=processes.n // processes.n_here,
+            strategy="auto" if processes.n == 1 else "ddp",
             max_epochs=config.max_epochs,
             gradient_clip_val=config.clip_norm,
             logger=_loggers(log.folder, task),
@@ -215,16 +224,19 @@ def train_net(
             use_distributed_sampler=False,
             inference_mode=False,
         )
-        order = BagOrder(len(task.train), config.batch_regions, task.seed)
+        order = BagOrder(len(task.train), config.batch_regions, task.seed, processes.n)
         resume = str(state) if state is not None and state.exists() else None
         if resume is not None:
             # Lightning draws the first batch of a resumed fit before it tells the epoch.
             order.set_epoch(read_state(Path(resume))["global_step"] // len(order))
-        batches = _loaders(assembled.batch, task, order)
-        trainer.fit(module, *batches, ckpt_path=resume)
+        training, held_out = _loaders(assembled.batch, task, order, config)
+        if is_start and resume is None:
+            best.consider(net, _score_at_once(module, held_out), 0)
+            stop.best_score = torch.tensor(best.score)
+        trainer.fit(module, training, held_out, ckpt_path=resume)
         n_epochs = trainer.current_epoch
     fitted = FittedNet(best.weights, best.epoch, best.score, n_epochs)
-    if finished is not None and state is not None:
+    if finished is not None and state is not None and processes.is_first:
         write_state(
             {
                 "weights": fitted.weights,
@@ -261,25 +273,40 @@ def mean_gene_pcc(
     return float(r[counts].mean())
 
 
-def mix(seed: int, *numbers: int) -> int:
-    """A 63-bit seed from several numbers."""
-    low, high = np.random.SeedSequence([seed, *numbers]).generate_state(2)
-    return int(low) | (int(high) & 0x7FFFFFFF) << 32
+def group_for_scoring(assembled: AssembledBags) -> Int64[Tensor, " bag"]:
+    """Bags over which a gene is correlated: those of a slide; all, where a slide has but one."""
+    slide = torch.from_numpy(assembled.slide_of_bag)
+    is_whole = all(len(part.regions) == 1 for part in assembled.slides)
+    return torch.zeros_like(slide) if is_whole else slide
+
+
+def _score_at_once(module: NetModule, held_out: DataLoader[BagBatch]) -> float:
+    """The score of a net before it is trained."""
+    module.net.eval()
+    with torch.no_grad():
+        for batch in held_out:
+            module.keep_answer(batch)
+    module.net.train()
+    return module.score_answers()
 
 
 def _loaders(
-    batch: BagBatch, task: NetTask, order: BagOrder
+    batch: BagBatch, task: NetTask, order: BagOrder, config: FitConfig
 ) -> tuple[DataLoader[BagBatch], DataLoader[BagBatch]]:
     generator = torch.Generator().manual_seed(task.seed)
-    in_order = torch.arange(len(task.held_out)).split(EVALUATED_AT_ONCE)
+    held_out = batch.take(task.held_out)
+    in_order = in_portions(held_out, config.blocks_in_scoring)
     return (
         DataLoader(
-            Bags(batch.take(task.train)), batch_size=None, sampler=order, generator=generator
+            Bags(batch.take(task.train), config.blocks_in_training, find_processes()),
+            batch_size=None,
+            sampler=order,
+            generator=generator,
         ),
         DataLoader(
-            Bags(batch.take(task.held_out)),
+            Bags(held_out, config.blocks_in_scoring),
             batch_size=None,
-            sampler=list(in_order),
+            sampler=[Draw(bags, mix(task.seed, 4, n)) for n, bags in enumerate(in_order)],
             generator=generator,
         ),
     )

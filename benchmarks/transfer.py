@@ -1,0 +1,402 @@
+"""Transfer between spots and pseudo-bulk on her2st, both ways, with few target regions and all.
+
+    python benchmarks/transfer.py --study /tmp/her2st --out /tmp/transfer --workers 2
+
+Wants the sections that `her2st.py` has prepared in the study. Each fold takes one section for the
+test, the next for the target regions, the other two as the source; no spot is in two of them. A
+pseudo-bulk region is the sum of the counts of a patch of 3 x 3 spots, disjoint from all others, of
+which at least six are there (with all nine a section has 12 or 13 patches, and 16 are wanted).
+Source and target differ in kind: spots, then pseudo-bulk, or the other way round.
+
+    from scratch   fitted on the target regions alone
+    LoRA, full, frozen   the same, starting from the fit on the source
+    source, as it is     0 target regions
+
+Genes are chosen on the source sections. Nets stop on the loss of held-out target regions, in all
+arms. Four serial sections of one patient: optimistic, and labelled so.
+
+What is finished is kept in --out, keyed by all that made it; the same command goes on from there.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from her2st import load_section
+from histoscribe import __version__
+from histoscribe.data.bags import BagConfig
+from histoscribe.data.blocks import Blocks
+from histoscribe.data.genes import GenePanel
+from histoscribe.data.pseudobulk import cut_patches, lattice_of, sum_regions
+from histoscribe.data.splits import Split
+from histoscribe.evaluate.baselines import predict_baselines
+from histoscribe.evaluate.bootstrap import BootstrapConfig, bootstrap_gene_pcc
+from histoscribe.evaluate.metrics import measure_all
+from histoscribe.predict import predict_regions
+from histoscribe.train.assemble import SlideData
+from histoscribe.train.checkpoint import Checkpoint, build_model
+from histoscribe.train.fit import fit
+from histoscribe.train.fit_config import FitConfig
+from histoscribe.train.gene_panel import PanelConfig, choose_panel
+from histoscribe.train.lora import insert_adapters
+from histoscribe.train.targets import measure
+from histoscribe.train.transfer import (
+    Start,
+    TransferConfig,
+    count_parameters,
+    freeze_all_but_genes,
+    gene_tensors,
+)
+
+Kind = Literal["spot", "bulk"]
+SECTIONS = ("C2", "C3", "C4", "C5")
+N_GENES = 250
+SIZES = (4, 16, 0)
+"""Target regions; 0 for all of the section."""
+LEAST_SPOTS = 6
+NEAR_FULL, MOST_TRAINED = 0.01, 0.10
+ARMS = ("scratch", "lora", "full", "frozen")
+SEEDS = {"scratch": 3, "lora": 3, "full": 1, "frozen": 1}
+RATES = (1e-4, 3e-4, 1e-3)
+"""Learning rates; for each arm the one is taken that the held-out target regions like best."""
+RATES_FOUND_AT = 16
+SOURCE_FIT: dict[str, Any] = {"max_epochs": 30, "patience": 8, "stop_on": "loss"}
+TARGET_FIT: dict[str, Any] = {"max_epochs": 60, "patience": 10, "stop_on": "loss"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fit on target regions.
+
+    Attributes:
+        source: Kind of the regions of the source; the target's is the other.
+        test: Section that is tested.
+        n_regions: Target regions, 0 for all.
+        arm: How it is fitted.
+        seed: Of the fit and of the choice of the target regions.
+        rate: Learning rate.
+    """
+
+    source: Kind
+    test: str
+    n_regions: int
+    arm: str
+    seed: int
+    rate: float = 1e-3
+
+    @property
+    def target(self) -> Kind:
+        """Kind of the target regions."""
+        return "bulk" if self.source == "spot" else "spot"
+
+    def sections(self) -> tuple[tuple[str, str], str]:
+        """The two of the source, and the one of the target."""
+        at = SECTIONS.index(self.test)
+        target, first, second = (SECTIONS[(at + step) % 4] for step in (1, 2, 3))
+        return (first, second), target
+
+
+def as_kind(slide: SlideData, kind: Kind) -> SlideData:
+    """All regions of a section as spots, or as pseudo-bulk."""
+    if kind == "spot":
+        return slide
+    patches = cut_patches(lattice_of(slide.regions), 3, LEAST_SPOTS)
+    bulk, blocks = sum_regions(slide.regions, patches)
+    return replace(slide, regions=bulk, blocks=blocks)
+
+
+def some_regions(slide: SlideData, rows: np.ndarray) -> SlideData:
+    """Some regions of a section; all its spots stay in sight as surroundings."""
+    blocks = slide.blocks
+    if blocks is None:
+        regions = slide.regions
+        everything = np.arange(len(regions), dtype=np.int64)
+        blocks = Blocks(regions.xy_um, everything, regions.radius_um, "disc")
+    new_row = np.full(len(slide.regions) + 1, -1)
+    new_row[rows] = np.arange(len(rows))
+    region = new_row[blocks.region]
+    order = np.argsort(region, kind="stable")
+    kept = Blocks(blocks.xy_um[order], region[order], blocks.reach_um, "disc")
+    return replace(slide, regions=slide.regions.take(rows), blocks=kept)
+
+
+class Bench:
+    """The sections, and what is finished."""
+
+    def __init__(self, study: Path, out: Path) -> None:
+        self.out = out
+        self.spots = {name: load_section(study, name) for name in SECTIONS}
+        self.panels: dict[tuple[str, ...], GenePanel] = {}
+
+    def panel(self, sections: tuple[str, str]) -> GenePanel:
+        """Genes chosen on the sections of a source."""
+        if sections not in self.panels:
+            tables = [self.spots[name].regions for name in sections]
+            self.panels[sections] = choose_panel(tables, PanelConfig("pearson", N_GENES))
+        return self.panels[sections]
+
+    def source_checkpoint(self, source: Kind, test: str, seed: int) -> Checkpoint:
+        """The fit on the source, made once."""
+        names, _ = Job(source, test, 0, "", seed).sections()
+        config = FitConfig(seed=seed, cluster_weight=0.0, **SOURCE_FIT)
+        folder = self.out / "sources" / f"{source}-{test}-{seed}-{key_of(asdict(config))}"
+        if not folder.exists():
+            slides = [as_kind(self.spots[name], source) for name in names]
+            panel = self.panel(names)
+            made = fit(slides, Split(names, (test,), "section"), panel, config=config)
+            made.save(folder)
+        return Checkpoint.load(folder)
+
+    def target_slide(self, job: Job) -> SlideData:
+        """The target section with the regions of a job."""
+        _, name = job.sections()
+        slide = as_kind(self.spots[name], job.target)
+        if not job.n_regions:
+            return slide
+        generator = np.random.default_rng([job.seed, job.n_regions])
+        rows = generator.choice(len(slide.regions), job.n_regions, replace=False)
+        return some_regions(slide, np.sort(rows))
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """Fit and predict; what it said of the test section, and what it cost."""
+        path = self.out / "answers" / f"{key_of([asdict(job), SOURCE_FIT, TARGET_FIT])}.json"
+        if path.exists():
+            return json.loads(path.read_text())
+        names, target_name = job.sections()
+        panel = self.panel(names)
+        test = as_kind(self.spots[job.test], job.target)
+        started = time.monotonic()
+        report: list[Any] = []
+        if job.arm == "baselines":
+            train = [self.target_slide(job)]
+            said = predict_baselines(train, [test], panel, "log1p_cp10k", BagConfig())
+            answers = {name: of_test[0] for name, of_test in said.items()}
+        else:
+            if job.arm == "source":
+                checkpoint = self.source_checkpoint(job.source, job.test, job.seed)
+            else:
+                checkpoint = self.fit_target(job, panel, self.target_slide(job), target_name)
+            answers = {job.arm: predict_regions(checkpoint, [test]).mean}
+            report = [dict(net) for net in checkpoint.report]
+        record = {
+            "job": asdict(job),
+            "report": report,
+            "seconds": time.monotonic() - started,
+            "answers": {name: one.astype(float).tolist() for name, one in answers.items()},
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".part").write_text(json.dumps(record))
+        path.with_suffix(".part").replace(path)
+        return record
+
+    def fit_target(self, job: Job, panel: GenePanel, target: SlideData, name: str) -> Checkpoint:
+        """The fit of an arm."""
+        split = Split((name,), (job.test,), "section")
+        config = FitConfig(seed=job.seed, cluster_weight=0.0, learning_rate=job.rate, **TARGET_FIT)
+        if job.arm == "scratch":
+            return fit([target], split, panel, config=config)
+        source = self.source_checkpoint(job.source, job.test, job.seed)
+        start = Start(source, TransferConfig(mode=job.arm))
+        return fit([target], split, panel, config=config, start=start)
+
+
+def key_of(value: Any) -> str:
+    text = json.dumps([value, __version__, N_GENES], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def search_jobs() -> list[Job]:
+    """Every arm at every rate, once."""
+    return [
+        Job(source, test, RATES_FOUND_AT, arm, 0, rate)
+        for source in ("spot", "bulk")
+        for test in SECTIONS
+        for arm in ARMS
+        for rate in RATES
+    ]
+
+
+def jobs_of(source: Kind, test: str, n_regions: int, rates: dict[str, float]) -> list[Job]:
+    """All fits of a row of the tables, for one test section."""
+    jobs = [Job(source, test, n_regions, "source", seed) for seed in range(3)]
+    jobs += [Job(source, test, n_regions, "baselines", seed) for seed in range(3)]
+    jobs += [
+        Job(source, test, n_regions, arm, seed, rates[arm])
+        for arm in ARMS
+        for seed in range(SEEDS[arm])
+    ]
+    return jobs
+
+
+def find_rates(records: Callable[[Job], dict[str, Any]]) -> dict[str, float]:
+    """For each arm the rate of the best mean score of the held-out target regions."""
+    found = {}
+    print("| arm | " + " | ".join(f"rate {rate:g}" for rate in RATES) + " |")
+    print("|---" * (len(RATES) + 1) + "|")
+    for arm in ARMS:
+        means = {}
+        for rate in RATES:
+            jobs = [job for job in search_jobs() if job.arm == arm and job.rate == rate]
+            nets = [net["best_score"] for job in jobs for net in records(job)["report"]]
+            means[rate] = float(np.mean(nets))
+        found[arm] = max(means, key=lambda rate: means[rate])
+        print(f"| {arm} | " + " | ".join(f"{-means[rate]:.4f}" for rate in RATES) + " |")
+    return found
+
+
+def draws_of(
+    bench: Bench, source: Kind, test: str, records: Sequence[dict[str, Any]]
+) -> dict[str, tuple[float, np.ndarray]]:
+    """Gene PCC on a test section by arm, and its bootstrap draws, averaged over seeds."""
+    job = Job(source, test, 0, "", 0)
+    slide = as_kind(bench.spots[test], job.target)
+    panel = bench.panel(job.sections()[0])
+    measured, _ = measure(slide.regions, panel, "log1p_cp10k")
+    answers, names = {}, {}
+    for record in records:
+        for name, answer in record["answers"].items():
+            key = f"{name}/{record['job']['seed']}"
+            answers[key] = np.array(answer, dtype=np.float32)
+            names.setdefault(name, []).append(key)
+    usable = np.isfinite(measured).all(axis=1)
+    for answer in answers.values():
+        usable &= np.isfinite(answer).all(axis=1)
+    answers = {key: answer[usable] for key, answer in answers.items()}
+    block = np.arange(len(measured))
+    if job.target == "spot":
+        _, block = np.unique(lattice_of(slide.regions) // 3, axis=0, return_inverse=True)
+    config = BootstrapConfig()
+    draws = bootstrap_gene_pcc(answers, measured[usable], config, block.ravel()[usable])
+    value = {key: measure_all(a, measured[usable]).gene_pcc for key, a in answers.items()}
+    return {
+        name: (
+            float(np.mean([value[key] for key in keys])),
+            np.mean([draws[key] for key in keys], axis=0),
+        )
+        for name, keys in names.items()
+    }
+
+
+def print_table(
+    bench: Bench, source: Kind, rates: dict[str, float], records: Callable[[Job], dict[str, Any]]
+) -> list[str]:
+    """The table of a direction; what falls short comes back."""
+    target = "pseudo-bulk" if source == "spot" else "spots"
+    print(f"\n#### From {'spots' if source == 'spot' else 'pseudo-bulk'} to {target}\n")
+    print("| target regions | arm | gene PCC | over from scratch | by test section |")
+    print("|---|---|---|---|---|")
+    short = []
+    for n_regions in SIZES:
+        sections = []
+        for test in SECTIONS:
+            jobs = jobs_of(source, test, n_regions, rates)
+            sections.append(draws_of(bench, source, test, [records(job) for job in jobs]))
+        scratch = [section["scratch"] for section in sections]
+        for arm in sections[0]:
+            own = [section[arm] for section in sections]
+            value = np.mean([v for v, _ in own])
+            low, high = np.quantile(np.mean([d for _, d in own], axis=0), [0.025, 0.975])
+            gain = np.mean([v - s for (v, _), (s, _) in zip(own, scratch, strict=True)])
+            over = np.mean([d - s for (_, d), (_, s) in zip(own, scratch, strict=True)], axis=0)
+            least, most = np.quantile(over, [0.025, 0.975])
+            shown = ", ".join(f"{v:.3f}" for v, _ in own)
+            print(
+                f"| {n_regions or 'all'} | {arm} | {value:.3f} [{low:.3f}, {high:.3f}] | "
+                f"{gain:+.3f} [{least:+.3f}, {most:+.3f}] | {shown} |"
+            )
+            if arm == "lora" and n_regions and least <= 0:
+                short.append(f"{source}, {n_regions} regions: {gain:+.3f} [{least:+.3f}]")
+        full = np.mean([section["full"][0] for section in sections])
+        lora = np.mean([section["lora"][0] for section in sections])
+        if abs(full - lora) > NEAR_FULL:
+            short.append(f"{source}, {n_regions or 'all'}: LoRA {lora:.3f} against full {full:.3f}")
+    return short
+
+
+def print_parameters(bench: Bench) -> bool:
+    """How many parameters learn, and whether LoRA's are below the bar."""
+    start = bench.source_checkpoint("spot", SECTIONS[0], 0)
+    net = build_model(start.model, start.model_settings, seed=0)
+    genes = gene_tensors(net)
+    freeze_all_but_genes(net)
+    insert_adapters(net, TransferConfig().lora)
+    sizes = count_parameters(net, genes)
+    share = sizes.adapters / sizes.backbone
+    print(
+        f"\nLoRA trains {sizes.adapters:,} parameters beside a frozen backbone of "
+        f"{sizes.backbone:,} ({share:.1%}, bar below 10 %); what belongs to genes, "
+        f"{sizes.genes:,}, is trained in every arm."
+    )
+    return share < MOST_TRAINED
+
+
+BENCH: Bench | None = None
+
+
+def start_worker(study: Path, out: Path) -> None:
+    global BENCH
+    torch.set_num_threads(1)
+    BENCH = Bench(study, out)
+
+
+def work(job: Job) -> str:
+    assert BENCH is not None
+    record = BENCH.run(job)
+    return f"{job}: {record['seconds']:.0f} s"
+
+
+def carry_out(jobs: Sequence[Job], study: Path, out: Path, n_workers: int) -> None:
+    """Run jobs in processes of their own; sources first, so that none is made twice."""
+    seen: dict[tuple[str, str, int], Job] = {}
+    for job in jobs:
+        if job.arm != "baselines" and job.arm != "scratch":
+            source = Job(job.source, job.test, 0, "source", job.seed)
+            seen.setdefault((job.source, job.test, job.seed), source)
+    context = get_context("spawn")
+    with ProcessPoolExecutor(n_workers, context, start_worker, (study, out)) as pool:
+        for stage in (list(seen.values()), [job for job in jobs if job not in seen.values()]):
+            for number, said in enumerate(pool.map(work, stage), start=1):
+                print(f"{number} of {len(stage)}: {said}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--study", type=Path, required=True, help="prepared by her2st.py")
+    parser.add_argument("--out", type=Path, required=True, help="what is finished is kept here")
+    parser.add_argument("--workers", type=int, default=1)
+    options = parser.parse_args()
+    started = time.monotonic()
+    carry_out(search_jobs(), options.study, options.out, options.workers)
+    bench = Bench(options.study, options.out)
+    rates = find_rates(bench.run)
+    jobs = [
+        job
+        for source in ("spot", "bulk")
+        for test in SECTIONS
+        for n_regions in SIZES
+        for job in jobs_of(source, test, n_regions, rates)
+    ]
+    carry_out(jobs, options.study, options.out, options.workers)
+    short = [
+        line for kind in ("spot", "bulk") for line in print_table(bench, kind, rates, bench.run)
+    ]
+    if not print_parameters(bench):
+        short.append("LoRA trains too much")
+    print(f"\n{time.monotonic() - started:.0f} s in this call.")
+    print("PASS" if not short else "FALLS SHORT: " + "; ".join(short))
+    return 0 if not short else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

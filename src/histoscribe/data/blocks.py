@@ -1,0 +1,106 @@
+"""Blocks: the pieces of a region whose cells form one graph. A spot is one, a sample is many."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from jaxtyping import Float, Float32, Int, Int64
+
+from histoscribe.data.bags import BagConfig
+from histoscribe.data.checks import check_array, check_finite, freeze
+from histoscribe.data.join import Membership, assign_cells
+from histoscribe.data.regions import Regions
+from histoscribe.errors import DataError
+
+BlockShape = Literal["disc", "square"]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of the regions of one slide.
+
+    Attributes:
+        xy_um: Centres, slide frame.
+        region: Row of the region that each block is a piece of, ascending; -1 for a block of no
+            region, that is only looked at as the surroundings of others.
+        reach_um: Radius of the discs, or half the side of the squares.
+        shape: What they are. Discs may leave cells between them; squares are those of one grid
+            and leave none.
+    """
+
+    xy_um: Float32[np.ndarray, "block 2"]
+    region: Int64[np.ndarray, " block"]
+    reach_um: float
+    shape: BlockShape
+
+    def __post_init__(self) -> None:
+        check_array("xy_um of the blocks", self.xy_um, np.float32, (None, 2))
+        check_finite("xy_um of the blocks", self.xy_um)
+        check_array("region of the blocks", self.region, np.int64, (len(self.xy_um),))
+        if len(self.region) and (self.region[0] < -1 or (np.diff(self.region) < 0).any()):
+            raise DataError("blocks are not in the order of their regions; sort them by region")
+        if not 0 < self.reach_um < np.inf:
+            raise DataError(f"reach_um of the blocks is {self.reach_um}; give a length in µm")
+        if self.shape not in get_args(BlockShape):
+            raise DataError(f"blocks are {self.shape!r}; wanted one of {get_args(BlockShape)}")
+        freeze(self, "xy_um", "region")
+
+    def __len__(self) -> int:
+        return len(self.region)
+
+    def take(self, rows: Int[np.ndarray, " row"]) -> "Blocks":
+        """These blocks, in this order."""
+        return Blocks(self.xy_um[rows], self.region[rows], self.reach_um, self.shape)
+
+
+def blocks_of(regions: Regions, cells_xy: Float[np.ndarray, "cell 2"], config: BagConfig) -> Blocks:
+    """The blocks of the regions of a slide: spots themselves, or a grid over a whole sample.
+
+    Args:
+        regions: Of one slide.
+        cells_xy: Centroids of its cells, µm; a square without one is no block.
+        config: Side of the squares.
+
+    Raises:
+        DataError: If several bulk regions claim the slide: which cells are whose is not known.
+    """
+    if regions.kind != "bulk":
+        return Blocks(
+            regions.xy_um, np.arange(len(regions), dtype=np.int64), regions.radius_um, "disc"
+        )
+    if len(regions) != 1:
+        raise DataError(
+            f"{len(regions)} bulk regions claim the slide {regions.slide_id[0]}; give one bulk "
+            "region a slide, or say by blocks which part is whose"
+        )
+    corner = _square_of(cells_xy, config.block_side_um)
+    found = np.unique(corner, axis=0)
+    xy_um = ((found + 0.5) * config.block_side_um).astype(np.float32)
+    return Blocks(xy_um, np.zeros(len(found), np.int64), config.block_side_um / 2, "square")
+
+
+def assign_to_blocks(
+    cells_xy: Float[np.ndarray, "cell 2"], blocks: Blocks, ring_um: float
+) -> Membership:
+    """Which cells are in which block; `region` of the result is the row of the block.
+
+    Discs take their nearest cells and a ring of context cells, as `assign_cells` says. Squares
+    hold the cells from their left and upper edge to before the right and lower one, so that every
+    cell is in one of them; they have no ring.
+    """
+    if blocks.shape == "disc":
+        return assign_cells(cells_xy, blocks.xy_um, blocks.reach_um, ring_um)
+    side_um = 2 * blocks.reach_um
+    wanted = _square_of(blocks.xy_um, side_um)
+    row_of = {(int(x), int(y)): row for row, (x, y) in enumerate(wanted)}
+    squares, square_of_cell = np.unique(_square_of(cells_xy, side_um), axis=0, return_inverse=True)
+    row_of_square = np.array([row_of.get((int(x), int(y)), -1) for x, y in squares], np.int64)
+    block = row_of_square[square_of_cell.ravel()]
+    cell = np.flatnonzero(block >= 0)
+    order = np.lexsort((cell, block[cell]))
+    return Membership(block[cell][order], cell[order], np.ones(len(cell), dtype=bool))
+
+
+def _square_of(xy_um: Float[np.ndarray, "n 2"], side_um: float) -> Int64[np.ndarray, "n 2"]:
+    """Column and row of the square that a point is in, of a grid from the slide's origin."""
+    return np.floor(xy_um.astype(np.float64) / side_um).astype(np.int64)

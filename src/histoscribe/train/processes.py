@@ -1,0 +1,63 @@
+"""Several processes that fit together, as `torchrun` starts them; one, where it does not."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed
+
+from histoscribe.errors import ConfigError
+
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+"""What torchrun tells every process."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that fit together.
+
+    Attributes:
+        rank: Its number; 0 writes what is written.
+        n: How many there are.
+        n_here: How many of them are on this machine.
+    """
+
+    rank: int = 0
+    n: int = 1
+    n_here: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+
+def find_processes() -> Processes:
+    """What torchrun says in the environment.
+
+    Raises:
+        ConfigError: If it says only a part.
+    """
+    said = {name: os.environ[name] for name in NAMES if name in os.environ}
+    if not said:
+        return Processes()
+    try:
+        return Processes(*(int(said[name]) for name in NAMES))
+    except (KeyError, ValueError) as error:
+        raise ConfigError(
+            f"of {', '.join(NAMES)} the environment has {said}; start several processes with "
+            "torchrun, or unset these"
+        ) from error
+
+
+def weigh_loss(loss: Tensor, n_observed: int | Tensor, processes: Processes) -> Tensor:
+    """The loss of a share of a batch, so that the mean over processes is that of the whole.
+
+    Gradients are averaged over processes; a share with more measured values must weigh more.
+    """
+    if processes.n == 1:
+        return loss
+    own = torch.as_tensor(n_observed, dtype=torch.float64, device=loss.device)
+    total = own.clone()
+    distributed.all_reduce(total)
+    return loss * (own * processes.n / total).to(loss.dtype)
