@@ -90,3 +90,30 @@ def test_scores_keep_their_order():
 )
 def test_scale_bar_is_round_and_about_a_fifth(width, wanted):
     assert plot.scale_bar_um(width) == wanted
+
+
+def test_survival_has_steps_ticks_and_numbers_at_risk():
+    def curve(name, days):
+        step = np.concatenate([[0.0], days])
+        alive = np.linspace(1.0, 0.2, len(step))
+        died = np.arange(len(days)) % 2 == 0
+        return plot.SurvivalCurve(name, step, alive, alive - 0.1, alive + 0.1, days, died)
+
+    curves = [
+        curve("high", np.arange(100.0, 900.0, 100)),
+        curve("low", np.arange(300.0, 1500.0, 150)),
+    ]
+    figure = plot.draw_survival(curves, "model, log-rank p 0.01")
+    above, below = figure.axes
+    assert below.get_xlabel() == "years"
+    assert above.get_xlim()[1] == pytest.approx(1350 / 365.25)
+    labels = [text.get_text() for text in above.get_legend().get_texts()]
+    assert labels == ["high (8 patients, 4 died)", "low (8 patients, 4 died)"]
+    ticks = [tick for tick in above.get_xticks() if tick <= 1350 / 365.25]
+    counts = [text.get_text() for text in below.texts]
+    wanted = [str(one.n_at_risk(tick * 365.25)) for one in curves for tick in ticks]
+    assert counts == wanted
+    assert counts[0] == "8"
+    assert is_png(plot.to_png(figure))
+    short = plot.draw_survival([curve("all", np.arange(10.0, 90.0, 20))])
+    assert short.axes[1].get_xlabel() == "days"

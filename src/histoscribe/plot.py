@@ -8,7 +8,7 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import EllipseCollection, LineCollection
@@ -21,6 +21,8 @@ from histoscribe.types import Box
 COLOURS = "cividis"
 OUTLINE = "#00e5ff"  # cyan: far from haematoxylin's blue and eosin's pink in hue and lightness
 SPOT = "#ffd54f"
+GROUPS = ("#00204d", "#c7a30a", "#7c7b78")  # far apart in lightness: grey print keeps them apart
+DAYS_A_YEAR = 365.25
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,33 @@ class GeneMap:
     measured: Float[np.ndarray, " region"]
     predicted: Float[np.ndarray, " region"]
     pcc: float
+
+
+@dataclass(frozen=True, eq=False)
+class SurvivalCurve:
+    """The Kaplan-Meier curve of a group of patients.
+
+    Attributes:
+        name: Of the group.
+        step_days: Where the curve steps, from 0.
+        alive: Share that is alive from each step on.
+        low: Lower end of its interval.
+        high: Upper end of its interval.
+        followed_days: How long each patient was followed.
+        has_died: Whether that ended by death.
+    """
+
+    name: str
+    step_days: Float[np.ndarray, " step"]
+    alive: Float[np.ndarray, " step"]
+    low: Float[np.ndarray, " step"]
+    high: Float[np.ndarray, " step"]
+    followed_days: Float[np.ndarray, " patient"]
+    has_died: Bool[np.ndarray, " patient"]
+
+    def n_at_risk(self, days: float) -> int:
+        """Patients that were followed at least until then."""
+        return int((self.followed_days >= days).sum())
 
 
 def draw_tissue(
@@ -150,6 +179,40 @@ def draw_scores(
     return figure
 
 
+def draw_survival(curves: list[SurvivalCurve], title: str = "") -> Figure:
+    """Kaplan-Meier curves with intervals, ticks where patients were censored, numbers at risk.
+
+    Args:
+        curves: At most three groups.
+        title: A line above, e.g. the method and the log-rank p.
+
+    Returns:
+        The figure; time is in years where anybody was followed for over two.
+    """
+    last = max(float(curve.followed_days.max(initial=1.0)) for curve in curves)
+    per, unit = (DAYS_A_YEAR, "years") if last > 2 * DAYS_A_YEAR else (1.0, "days")
+    figure = Figure(figsize=(6, 3.6 + 0.2 * len(curves)), layout="constrained")
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 0.25 + 0.22 * len(curves)])
+    for curve, colour in zip(curves, GROUPS, strict=False):
+        days = curve.step_days / per
+        axes.fill_between(days, curve.low, curve.high, step="post", color=colour, alpha=0.15, lw=0)
+        n_died = int(curve.has_died.sum())
+        label = f"{curve.name} ({len(curve.has_died)} patients, {n_died} died)"
+        axes.step(days, curve.alive, where="post", color=colour, label=label)
+        censored = curve.followed_days[~curve.has_died]
+        height = curve.alive[np.searchsorted(curve.step_days, censored, side="right") - 1]
+        axes.plot(censored / per, height, "|", color=colour, markersize=6)
+    axes.set_xlim(0, last / per)
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel("share alive")
+    axes.set_title(title, fontsize=9, loc="left")
+    axes.legend(fontsize=8, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    _count_at_risk(below, curves, [tick for tick in axes.get_xticks() if tick * per <= last], per)
+    below.set_xlabel(unit)
+    return figure
+
+
 def to_png(figure: Figure, dpi: int = 110) -> bytes:
     """The figure as PNG; equal figures give equal bytes."""
     FigureCanvasAgg(figure)
@@ -187,6 +250,22 @@ def _finish(axes: Axes, box: Box, title: str) -> None:
         fontsize=7,
         bbox={"facecolor": "white", "alpha": 0.8, "pad": 1, "linewidth": 0},
     )
+
+
+def _count_at_risk(
+    axes: Axes, curves: list[SurvivalCurve], ticks: list[float], days_a_tick: float
+) -> None:
+    """A line of numbers a group, below the ticks of the axis above."""
+    for row, (curve, colour) in enumerate(zip(curves, GROUPS, strict=False)):
+        for tick in ticks:
+            text = str(curve.n_at_risk(tick * days_a_tick))
+            axes.text(tick, row, text, ha="center", va="center", fontsize=8, color=colour)
+    axes.set_ylim(len(curves) - 0.5, -0.5)
+    axes.set_yticks(range(len(curves)), [curve.name for curve in curves], fontsize=8)
+    axes.set_title("at risk", fontsize=8, loc="left")
+    axes.tick_params(length=0)
+    axes.tick_params(axis="y", pad=14)  # the numbers at 0 stand astride the axis
+    axes.spines[:].set_visible(False)
 
 
 def _discs(

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.app.conftest import row_of, write_manifest
 from tests.slides.conftest import dicom_picture, save_dicom
 
-from histoscribe.app.doctor_patients import find_patients
+from histoscribe.app.doctor_patients import find_patients, slides_below
 from histoscribe.app.doctor_slides import examine_slide
 from histoscribe.data.export import cells_to_geojson
 from histoscribe.data.toy import MPP, toy_world
@@ -200,6 +200,8 @@ def test_every_slide_of_a_mixed_folder_is_looked_at(small, tmp_path):
         ["a.png", "b.zarr", "below/t0.dcm", "below/t1.dcm", "s0-0.dcm", "s1-0.dcm", "torn.dcm"]
     )
     assert [one.path for one in find_patients([folder / "b.zarr"], 0.5)] == [folder / "b.zarr"]
+    assert sorted(slides_below(tmp_path)) == sorted(folder / name for name in named)
+    assert list(slides_below(folder / "b.zarr")) == [folder / "b.zarr"]
     for number in (0, 1):
         (folder / "below" / f"t{number}.dcm").rename(tmp_path / f"t{number}.dcm")
     with pytest.raises(ConfigError, match="holds no slide"):

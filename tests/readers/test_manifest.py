@@ -217,3 +217,43 @@ def test_options_without_nuclei_are_refused(home: Path) -> None:
     row = "A,p1,raw/a.jpg,0.69,,,,40"
     with pytest.raises(DataError, match=r"nuclei_mag .* without a file of nuclei"):
         read_manifest(write(home, row, header=HEADER + ",nuclei_mag"))
+
+
+BULK = "sample,patient,slide,mpp,expression,platform,profile,unit,log,min_counts"
+
+
+def test_rows_of_whole_samples(home: Path) -> None:
+    (home / "raw" / "rsem.csv").touch()
+    first, second = read_manifest(
+        write(
+            home,
+            "A,p1,raw/a.jpg,0.25,raw/rsem.csv,bulk,R7,rsem,log2p1,",
+            "B,p1,raw/b.svs,,raw/rsem.csv,bulk,,,,",
+            header=BULK,
+        )
+    )
+    assert (first.platform, first.sizes, first.spots) == ("bulk", None, None)
+    assert (first.profile, first.unit, first.log) == ("R7", "rsem", "log2p1")
+    assert (second.profile, second.unit, second.log) == ("p1", None, None)  # the patient's
+
+
+def test_columns_of_whole_samples_and_of_spots_do_not_mix(home: Path) -> None:
+    path = write(
+        home,
+        "A,p1,raw/a.jpg,0.25,raw/b.h5ad,h5ad,R7,,,",
+        "B,p2,raw/b.svs,,raw/b.h5ad,bulk,R8,cpm,log2,200",
+        "C,p3,raw/c.tif,,raw/b.h5ad,bulk,R8,,,",
+        header=BULK,
+    )
+    with pytest.raises(DataError) as caught:
+        read_manifest(path)
+    faults = str(caught.value).splitlines()
+    assert "5 fault(s)" in faults[0]
+    for words in (
+        "row 2, column profile ('R7'): is of whole samples (platform bulk); leave it empty",
+        "row 3, column min_counts ('200'): is of spots; leave it empty",
+        "row 3, column unit ('cpm'): unknown; wanted tpm, fpkm, rsem, counts",
+        "row 3, column log ('log2'): unknown; wanted none, log2p1, ln1p, log10p1, log2p0.001",
+        "row 4, column profile ('R8'): is of patient p2 in row 3; wanted one patient a profile",
+    ):
+        assert sum(words in fault for fault in faults) == 1, words

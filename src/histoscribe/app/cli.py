@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from histoscribe import __version__
-from histoscribe.app import commands_machine, commands_study
+from histoscribe.app import commands_bulk, commands_machine, commands_study, commands_survival
 from histoscribe.app.console import Voice
 from histoscribe.app.faults import BUG, OUR_WORDS, in_our_words
 from histoscribe.errors import HistoscribeError
@@ -63,6 +63,8 @@ def describe(
 
         histoscribe doctor slides/*.svs            can they be read, and how long will it take?
 
+        histoscribe match tpm.csv slides/ --out c/ bulk RNA-seq: which slides are whose
+
         histoscribe ingest manifest.csv study/     check every table against its slide
 
         histoscribe prepare study/                 nuclei and their features
@@ -71,13 +73,15 @@ def describe(
 
         histoscribe predict study/ --run first     expression of every region, or of every cell
 
+        histoscribe survival study/ --clinical t   what it says of patients, against follow-up
+
     Exit codes: 0 done; 2 a wrong request; 3 data that do not hold up; 4 parts that do not
     belong together; 5 something missing on this machine; 6 some samples of a cohort failed, the
     others are done; 70 a bug of ours; 130 interrupted; 141 the reader of the output went away.
     """
 
 
-for group in (commands_study, commands_machine):
+for group in (commands_study, commands_bulk, commands_survival, commands_machine):
     group.register(app)
 
 

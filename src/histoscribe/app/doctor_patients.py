@@ -58,6 +58,18 @@ def _patients_at(path: Path, mpp: float | None) -> Iterator[Patient]:
         yield Patient(one, mpp)
 
 
+def slides_below(path: Path) -> Iterator[Path]:
+    """A slide itself; of a folder, its slides as `find_patients` has them, at any depth."""
+    if not path.is_dir() or _backend_of(path) == "ome-zarr":
+        yield path
+        return
+    found = _slides_within(path)
+    yield from found
+    for folder in sorted(one for one in path.iterdir() if one.is_dir()):
+        if _backend_of(folder) is None and path not in found:
+            yield from slides_below(folder)
+
+
 def _slides_within(folder: Path) -> list[Path]:
     """The slides of a folder; the folder itself where all it holds is one DICOM series."""
     series = list(files_by_series(folder).values())

@@ -80,7 +80,7 @@ def _examine(patient: Patient) -> Iterator[Finding]:
         yield finding
     yield from _guarded(name, _examine_tissue(name, slide, given))
     if row:
-        yield from _guarded(name, _ask_spots(name, row, slide))
+        yield from _guarded(name, _ask_expression(name, row, slide))
         yield from _guarded(name, _ask_given_nuclei(name, row, slide))
 
 
@@ -239,18 +239,19 @@ def _places(mask: TissueMask) -> Float64[np.ndarray, "place 2"]:
     return (places[np.sort(chosen)][:, ::-1] + 0.5) * mask.mpp
 
 
-def _ask_spots(name: str, row: SampleRow, slide: Slide) -> Iterator[Finding]:
-    """Hold the scale against the pitch of the spots; the readers refuse what disagrees."""
+def _ask_expression(name: str, row: SampleRow, slide: Slide) -> Iterator[Finding]:
+    """Read it, and hold the scale against the pitch of spots; the readers refuse what disagrees."""
     found = read_sample(row, slide)
     if found is None:
         return
     regions, report = found
-    yield Finding(
-        name,
-        "good",
-        f"{len(regions)} spots of {2 * regions.radius_um:g} µm lie on the slide at the pitch of "
-        f"their array; {report.n_genes} genes",
-    )
+    text = report.describe()
+    if regions.kind == "spot":
+        text = (
+            f"{len(regions)} spots of {2 * regions.radius_um:g} µm lie on the slide at the pitch "
+            f"of their array; {report.n_genes} genes"
+        )
+    yield Finding(name, "good", text)
 
 
 def _ask_given_nuclei(name: str, row: SampleRow, slide: Slide) -> Iterator[Finding]:

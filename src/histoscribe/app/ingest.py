@@ -72,16 +72,12 @@ def _ingest_row(
     slide = open_slide(row.slide, mpp=given_mpp, slide_id=row.sample)
     found = read_sample(row, slide)
     report: dict[str, Any] = {}
+    text = "a slide without expression"
     if found is not None:
         regions, read_report = found
-        report = asdict(read_report)
+        report, text = asdict(read_report), read_report.describe()
         if not is_current(folder / "samples" / row.sample, "regions", regions.provenance):
             write_regions(regions, staging / row.sample)
-    text = (
-        f"{report['n_kept']} of {report['n_selected']} spots, {report['n_genes']} genes"
-        if report
-        else "a slide without expression"
-    )
     notes = "".join(f"; {note}" for note in slide.notes)
     say(f"{row.sample}: {text}, {slide.mpp[0]:.4g} µm/px{notes}")
     return Sample(
@@ -98,6 +94,7 @@ def _ingest_row(
         tissue=_relative(row.tissue, folder) if row.tissue else None,
         nuclei=_relative(row.nuclei, folder) if row.nuclei else None,
         nuclei_options=_given_options(row.nuclei_config, folder),
+        profile=row.profile,
     )
 
 

@@ -51,6 +51,7 @@ class Sample:
         nuclei: Nuclei of another program, relative to the study folder, or None to find them.
         nuclei_options: What was given of `NucleiConfig`, files relative to the study folder; in
             study.json each goes by its column of the manifest.
+        profile: Which profile of the expression it goes with, for bulk, else None.
     """
 
     sample: str
@@ -66,6 +67,7 @@ class Sample:
     tissue: str | None = None
     nuclei: str | None = None
     nuclei_options: Mapping[str, Any] = field(default_factory=dict)
+    profile: str | None = None
 
     def file_of(self, role: str) -> str:
         """The file of a role of `inputs`, relative to the study folder."""

@@ -47,7 +47,8 @@ class PrepareConfig:
         view: How cells are shown to the encoder.
         stain: How the stain is normalised before anything else sees a pixel.
         skip_artefacts: Leave out tissue under ink or out of focus.
-        around_regions: Only nuclei within `around_um` of a region's centre.
+        around_regions: Only nuclei within `around_um` of a region's centre; around a bulk region,
+            which is the whole slide, all of them.
         around_um: Radius that is searched round each region: the tiles of its field (a square of
             128 µm, corners at 91 µm), the region, and a ring of context cells where one is asked
             for (up to 42 µm wide around spots of 100 µm).
@@ -192,7 +193,7 @@ def plan_preparation(
         "skip_artefacts": config.skip_artefacts,
         "calibration_pixels": config.calibration_pixels,
         "seed": config.seed,
-        "around_um": config.around_um if config.around_regions else None,
+        "around_um": config.around_um if plan.disc_um is not None else None,
         "tile_side_um": config.tile_side_um,
         "field_px": config.field_px,
         "overlap_px": config.overlap_px,
@@ -286,6 +287,8 @@ def plan_fields(
         return plan_grid(slide, mask, mpp, config.field_px, config.overlap_px)
     if regions is None:
         raise ConfigError("--around-regions needs regions, and this slide has none; leave it out")
+    if regions.kind == "bulk":
+        return plan_grid(slide, mask, mpp, config.field_px, config.overlap_px)
     if not config.around_um >= regions.radius_um:
         raise ConfigError(
             f"around_um {config.around_um:g} is less than the regions' radius of "

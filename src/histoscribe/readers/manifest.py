@@ -1,8 +1,9 @@
 """The manifest: one CSV row per section, paths relative to the manifest's own folder.
 
-Columns: sample, patient, slide, mpp, expression; optional: platform (legacy-st or h5ad, told by
-the ending where empty), spots, genes, diameter_um, pitch_um, min_counts; tissue (a mask as
-GeoJSON); nuclei (what another program found), and nuclei_ before each option of `NucleiConfig`.
+Columns: sample, patient, slide, mpp, expression; optional: platform (legacy-st, h5ad or bulk; one
+of the first two by the ending where empty); spots, genes, diameter_um, pitch_um, min_counts, of
+spots; profile, unit, log, of bulk; tissue (a mask as GeoJSON); nuclei (what another program
+found), and nuclei_ before each option of `NucleiConfig`.
 """
 
 import csv
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from histoscribe.errors import ConfigError, DataError
+from histoscribe.readers.bulk.units import BulkUnit, LogState
 from histoscribe.readers.nuclei_config import (
     NUCLEI_COLUMNS,
     NUCLEI_FILES,
@@ -24,13 +26,14 @@ from histoscribe.readers.section import LEGACY_ST, VISIUM, SpotSizes
 REQUIRED = ("sample", "patient", "slide", "mpp", "expression")
 SIZES = ("diameter_um", "pitch_um", "min_counts")
 MASKS = ("tissue", "nuclei", *NUCLEI_COLUMNS)
-OPTIONAL = ("platform", "spots", "genes", *SIZES, *MASKS)
+BULK = ("profile", "unit", "log")
+OPTIONAL = ("platform", "spots", "genes", *SIZES, *BULK, *MASKS)
 FILES = ("slide", "expression", "spots", "genes", "tissue", "nuclei")
 FORBIDDEN_IN_NAME = ("/", "\\", ":", "..")  # a sample names a folder of the study
 YES_NO = {"yes": True, "true": True, "no": False, "false": False}  # spreadsheets write TRUE
 
-Platform = Literal["legacy-st", "h5ad"]
-DEFAULT_SIZES: dict[Platform, SpotSizes] = {"legacy-st": LEGACY_ST, "h5ad": VISIUM}
+Platform = Literal["legacy-st", "h5ad", "bulk"]
+DEFAULT_SIZES: dict[str, SpotSizes] = {"legacy-st": LEGACY_ST, "h5ad": VISIUM}
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,13 @@ class SampleRow:
         platform: How the counts are laid out, or None without counts.
         spots: The table of spots, for legacy-st.
         genes: A table of gene symbols, for legacy-st.
-        sizes: Spot diameter, pitch and least counts, or None without counts.
+        sizes: Spot diameter, pitch and least counts, or None without spots.
         tissue: A tissue mask as GeoJSON, in place of the one that would be found.
         nuclei: Nuclei of another program, in place of those that would be found.
         nuclei_config: How they are to be read.
+        profile: Which profile of the expression it goes with, for bulk, else None.
+        unit: Unit of the expression once linear, for bulk; None to find it.
+        log: What was done to its values, for bulk; None to find it.
     """
 
     sample: str
@@ -64,6 +70,9 @@ class SampleRow:
     tissue: Path | None = None
     nuclei: Path | None = None
     nuclei_config: NucleiConfig = field(default_factory=NucleiConfig)
+    profile: str | None = None
+    unit: BulkUnit | None = None
+    log: LogState | None = None
 
     def files(self) -> dict[str, Path]:
         """Every file of the row by its column."""
@@ -104,6 +113,7 @@ def read_manifest(path: str | Path) -> list[SampleRow]:
     rows = [_row(record, faults) for record in records]
     faults += _repeats(records, "sample", [record.cells["sample"] for record in records])
     faults += _repeats(records, "slide", [_place(record) for record in records])
+    faults += _shared_profiles(records)
     if faults:
         listed = "\n  ".join(faults)
         msg = f"{path}: {len(faults)} fault(s) in the manifest; mend these rows:\n  {listed}"
@@ -180,6 +190,7 @@ def _row(record: Record, faults: list[str]) -> SampleRow | None:
         faults.append(f"{record.at('spots')} empty; legacy-st needs the table of spots")
     mpp = _number(record, "mpp", faults, is_above_0=True)
     sizes = _sizes(record, platform, faults)
+    bulk = _bulk(record, platform, faults)
     nuclei_config = _nuclei_config(record, faults)
     if len(faults) > n_before or files["slide"] is None:
         return None
@@ -196,6 +207,7 @@ def _row(record: Record, faults: list[str]) -> SampleRow | None:
         tissue=files["tissue"],
         nuclei=files["nuclei"],
         nuclei_config=nuclei_config,
+        **bulk,
     )
 
 
@@ -273,7 +285,7 @@ def _number(
 
 def _sizes(record: Record, platform: Platform | None, faults: list[str]) -> SpotSizes | None:
     given = {column: _number(record, column, faults) for column in SIZES}
-    if platform is None:
+    if platform is None or platform not in DEFAULT_SIZES:
         return None
     wanted = {column: value for column, value in given.items() if value is not None}
     if not wanted.get("min_counts", 0.0).is_integer():
@@ -281,6 +293,47 @@ def _sizes(record: Record, platform: Platform | None, faults: list[str]) -> Spot
     elif "min_counts" in wanted:
         wanted["min_counts"] = int(wanted["min_counts"])
     return replace(DEFAULT_SIZES[platform], **wanted)
+
+
+def _bulk(record: Record, platform: Platform | None, faults: list[str]) -> dict[str, Any]:
+    """What is said of a whole sample: its profile (the patient if empty), unit and log state."""
+    is_bulk = platform == "bulk"
+    if platform is not None:
+        for column in ("spots", "genes", *SIZES) if is_bulk else BULK:
+            if record.cells.get(column):
+                whose = "spots" if is_bulk else "whole samples (platform bulk)"
+                faults.append(f"{record.at(column)} is of {whose}; leave it empty")
+    if not is_bulk:
+        return {}
+    return {
+        "profile": record.cells.get("profile") or record.cells["patient"],
+        "unit": _word(record, "unit", BulkUnit, faults),
+        "log": _word(record, "log", LogState, faults),
+    }
+
+
+def _word(record: Record, column: str, kind: Any, faults: list[str]) -> str | None:  # noqa: ANN401
+    text = record.cells.get(column)
+    if text and text not in get_args(kind):
+        faults.append(f"{record.at(column)} unknown; wanted {', '.join(get_args(kind))}")
+    return text or None
+
+
+def _shared_profiles(records: Sequence[Record]) -> list[str]:
+    """A profile of two patients could be on both sides of a split."""
+    first: dict[tuple[str, str], Record] = {}
+    faults = []
+    for record in records:
+        if record.cells.get("platform") != "bulk" or not record.cells["expression"]:
+            continue
+        profile = record.cells.get("profile") or record.cells["patient"]
+        other = first.setdefault((record.cells["expression"], profile), record)
+        if other.cells["patient"] != record.cells["patient"]:
+            faults.append(
+                f"{record.at('profile')} is of patient {other.cells['patient']} in row "
+                f"{other.number}; wanted one patient a profile"
+            )
+    return faults
 
 
 def _place(record: Record) -> str:

@@ -1,4 +1,4 @@
-"""What a reader found, and what it left out and why: of spots, and of given nuclei."""
+"""What a reader found, and what it left out and why: of spots, samples, and given nuclei."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +29,41 @@ class ReadReport:
     n_genes: int
     measured_pitch_um: float
     median_counts: float
+
+    def describe(self) -> str:
+        """The same in a few words."""
+        return f"{self.n_kept} of {self.n_selected} spots, {self.n_genes} genes"
+
+
+@dataclass(frozen=True)
+class ProfileReport:
+    """What was read of a whole sample, for the run log and the report.
+
+    Attributes:
+        profile: Which profile of the table.
+        n_genes: Genes of the table.
+        n_missing: Of these, those that were not measured in this sample; masked, never 0.
+        unit: Of the expression.
+        log: What had been done to the values, and was undone.
+        reasons: How unit and log state are known.
+        aliquots: What the profile is the mean of, as far as the table says.
+        notes: What a user should know though nothing stops.
+    """
+
+    profile: str
+    n_genes: int
+    n_missing: int
+    unit: str
+    log: str
+    reasons: tuple[str, ...]
+    aliquots: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def describe(self) -> str:
+        """The same in a few words."""
+        masked = f", {self.n_missing} not measured" if self.n_missing else ""
+        notes = "".join(f"; {note}" for note in self.notes)
+        return f"profile {self.profile}, {self.n_genes} genes in {self.unit}{masked}{notes}"
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,13 @@ def read_table(path: Path, wanted: tuple[str, ...]) -> pd.DataFrame:
     Raises:
         DataError: Missing, unreadable, empty, or without one of the wanted columns.
     """
-    _must_exist(path)
+    must_exist(path)
     try:
         table = pd.read_csv(path, sep=_separator(path), low_memory=False)
     except pd.errors.EmptyDataError:
         table = pd.DataFrame()
     except UNREADABLE as fault:
-        raise _unreadable(path, fault) from fault
+        raise unreadable(path, fault) from fault
     lacking = [name for name in wanted if name not in table.columns]
     if lacking:
         msg = (
@@ -57,13 +57,13 @@ def read_count_table(path: Path) -> CountTable:
     Raises:
         DataError: Missing, unreadable, empty, ragged, or with a cell that is no number.
     """
-    _must_exist(path)
+    must_exist(path)
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8") as file:
             lines = [line for line in file.read().splitlines() if line.strip()]
     except UNREADABLE as fault:
-        raise _unreadable(path, fault) from fault
+        raise unreadable(path, fault) from fault
     if len(lines) < 2:
         msg = f"{path}: empty counts, no row of values. Give the table of raw counts."
         raise DataError(msg)
@@ -102,12 +102,14 @@ def _separator(path: Path) -> str:
     return "," if ".csv" in path.suffixes[-2:] else "\t"
 
 
-def _must_exist(path: Path) -> None:
+def must_exist(path: Path) -> None:
+    """DataError if there is no such file."""
     if not path.is_file():
         msg = f"{path}: no such file. Check the path (in a manifest, relative to its folder)."
         raise DataError(msg)
 
 
-def _unreadable(path: Path, fault: Exception) -> DataError:
+def unreadable(path: Path, fault: Exception) -> DataError:
+    """What a file that cannot be read as a table is refused with."""
     text = " ".join(str(fault).split())
     return DataError(f"{path}: cannot be read as a table ({text}). Copy it again from its source.")
