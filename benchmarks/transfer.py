@@ -15,7 +15,8 @@ Source and target differ in kind: spots, then pseudo-bulk, or the other way roun
 Genes are chosen on the source sections. Nets stop on the loss of held-out target regions, in all
 arms. Four serial sections of one patient: optimistic, and labelled so.
 
-What is finished is kept in --out, keyed by all that made it; the same command goes on from there.
+What is finished is kept in --out, keyed by the job and its settings; the same command goes on from
+there. After a change of code or data give another --out.
 """
 
 import argparse
@@ -69,7 +70,7 @@ NEAR_FULL, MOST_TRAINED = 0.01, 0.10
 ARMS = ("scratch", "lora", "full", "frozen")
 SEEDS = {"scratch": 3, "lora": 3, "full": 1, "frozen": 1}
 RATES = (1e-4, 3e-4, 1e-3)
-"""Learning rates; for each arm the one is taken that the held-out target regions like best."""
+"""Learning rates; each arm of a fold takes the one that its held-out target regions like best."""
 RATES_FOUND_AT = 16
 SOURCE_FIT: dict[str, Any] = {"max_epochs": 30, "patience": 8, "stop_on": "loss"}
 TARGET_FIT: dict[str, Any] = {"max_epochs": 60, "patience": 10, "stop_on": "loss"}
@@ -227,31 +228,41 @@ def search_jobs() -> list[Job]:
     ]
 
 
-def jobs_of(source: Kind, test: str, n_regions: int, rates: dict[str, float]) -> list[Job]:
+def jobs_of(
+    source: Kind, test: str, n_regions: int, rates: dict[tuple[str, str, str], float]
+) -> list[Job]:
     """All fits of a row of the tables, for one test section."""
     jobs = [Job(source, test, n_regions, "source", seed) for seed in range(3)]
     jobs += [Job(source, test, n_regions, "baselines", seed) for seed in range(3)]
     jobs += [
-        Job(source, test, n_regions, arm, seed, rates[arm])
+        Job(source, test, n_regions, arm, seed, rates[source, test, arm])
         for arm in ARMS
         for seed in range(SEEDS[arm])
     ]
     return jobs
 
 
-def find_rates(records: Callable[[Job], dict[str, Any]]) -> dict[str, float]:
-    """For each arm the rate of the best mean score of the held-out target regions."""
-    found = {}
-    print("| arm | " + " | ".join(f"rate {rate:g}" for rate in RATES) + " |")
-    print("|---" * (len(RATES) + 1) + "|")
-    for arm in ARMS:
-        means = {}
-        for rate in RATES:
-            jobs = [job for job in search_jobs() if job.arm == arm and job.rate == rate]
-            nets = [net["best_score"] for job in jobs for net in records(job)["report"]]
-            means[rate] = float(np.mean(nets))
-        found[arm] = max(means, key=lambda rate: means[rate])
-        print(f"| {arm} | " + " | ".join(f"{-means[rate]:.4f}" for rate in RATES) + " |")
+def find_rates(records: Callable[[Job], dict[str, Any]]) -> dict[tuple[str, str, str], float]:
+    """For each direction, test section and arm the rate that its own target regions like best.
+
+    The score is the mean loss of the held-out target regions of that fold: nothing of the section
+    that is tested has a part in it.
+    """
+    found: dict[tuple[str, str, str], float] = {}
+    for source in ("spot", "bulk"):
+        for test in SECTIONS:
+            for arm in ARMS:
+                means = {}
+                for rate in RATES:
+                    report = records(Job(source, test, RATES_FOUND_AT, arm, 0, rate))["report"]
+                    means[rate] = float(np.mean([net["best_score"] for net in report]))
+                found[source, test, arm] = max(means, key=lambda rate: means[rate])
+    print("| from | arm | " + " | ".join(f"rate for {test}" for test in SECTIONS) + " |")
+    print("|---" * (len(SECTIONS) + 2) + "|")
+    for source in ("spot", "bulk"):
+        for arm in ARMS:
+            rates = " | ".join(f"{found[source, test, arm]:g}" for test in SECTIONS)
+            print(f"| {source} | {arm} | {rates} |")
     return found
 
 
@@ -289,7 +300,10 @@ def draws_of(
 
 
 def print_table(
-    bench: Bench, source: Kind, rates: dict[str, float], records: Callable[[Job], dict[str, Any]]
+    bench: Bench,
+    source: Kind,
+    rates: dict[tuple[str, str, str], float],
+    records: Callable[[Job], dict[str, Any]],
 ) -> list[str]:
     """The table of a direction; what falls short comes back."""
     target = "pseudo-bulk" if source == "spot" else "spots"

@@ -25,7 +25,7 @@ from histoscribe.data.bags import BagConfig
 from histoscribe.data.cells import Cells
 from histoscribe.data.genes import GenePanel
 from histoscribe.data.provenance import Provenance
-from histoscribe.data.regions import Regions
+from histoscribe.data.regions import Regions, RegionSize
 from histoscribe.data.splits import Split
 from histoscribe.data.tiles import Tiles
 from histoscribe.predict import predict_regions
@@ -102,6 +102,7 @@ def make_checkpoint(panel: GenePanel) -> Checkpoint:
         panel=panel,
         bags=BagConfig(),
         encoder_id="drawn",
+        region_size=RegionSize("bulk", None, None),
         split=Split(("other",), ("slide",), "patient"),
         fit_settings={},
         report=({},),

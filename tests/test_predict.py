@@ -3,10 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from histoscribe.data.grid import grid_regions, sample_regions
 from histoscribe.data.splits import Split
 from histoscribe.data.toy import toy_study, toy_world
-from histoscribe.errors import MismatchError
-from histoscribe.predict import predict_cells, predict_regions
+from histoscribe.errors import ConfigError, MismatchError
+from histoscribe.predict import describe_departure, predict_cells, predict_regions
 from histoscribe.train.assemble import SlideData
 from histoscribe.train.fit import FitConfig, fit
 from histoscribe.train.gene_panel import PanelConfig, choose_panel
@@ -81,3 +82,78 @@ def test_another_encoder_is_refused_with_the_mend(checkpoint, slides):
     )
     with pytest.raises(MismatchError, match=r"features of toy@.*have uni2@91c0.*prepare.stain"):
         predict_regions(checkpoint, [other])
+
+
+def on_grid(slide, radius_um=27.5, pitch_um=100.0):
+    return replace(slide, regions=grid_regions(slide.cells, "p", radius_um, pitch_um))
+
+
+def as_sample(slide, patient="p"):
+    return replace(slide, regions=sample_regions(slide.cells, patient))
+
+
+def test_a_slide_without_expression_is_answered_like_one_with(checkpoint, slides):
+    slide = slides[2]
+    bare = replace(slide.regions, expression=None)
+    answer = predict_regions(checkpoint, [replace(slide, regions=bare)])
+    assert answer.mean.tobytes() == predict_regions(checkpoint, [slide]).mean.tobytes()
+
+
+def test_every_disc_of_a_grid_is_answered(checkpoint, slides):
+    slide = on_grid(slides[2], 20.0, 55.0)
+    prediction = predict_regions(checkpoint, [slide])
+    assert len(prediction) == len(slide.regions) > 100
+    assert np.isfinite(prediction.mean).mean() > 0.95  # a few have no tile whose centre is tissue
+
+
+@pytest.mark.parametrize("make", [on_grid, as_sample])
+def test_cells_of_made_regions_sum_to_them(checkpoint, slides, make):
+    slide = make(slides[2])
+    regions, cells = (predict(checkpoint, [slide]) for predict in (predict_regions, predict_cells))
+    home = np.array([name.rpartition("/")[0] for name in cells.region_id])
+    for row in (0, len(regions) - 1):
+        wanted = np.expm1(regions.mean[row].astype(np.float64)).clip(min=0)
+        of_cells = cells.mean[home == regions.region_id[row]].sum(axis=0)
+        np.testing.assert_allclose(of_cells, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_slides_of_a_patient_are_one_whole_sample(checkpoint, slides):
+    both = predict_regions(checkpoint, [as_sample(slide) for slide in slides[1:3]])
+    assert both.slide_id == ("toy-1", "toy-2")
+    np.testing.assert_array_equal(both.mean[0], both.mean[1])
+    alone = predict_regions(checkpoint, [as_sample(slides[1])]).mean[0]
+    assert np.abs(alone - both.mean[0]).max() > 1e-3
+    assert both.of_slide("toy-2").slide_id == ("toy-2",)
+
+
+@pytest.mark.parametrize("predict", [predict_regions, predict_cells])
+def test_some_genes_are_those_columns_of_all(checkpoint, slides, predict):
+    slide = as_sample(slides[2])
+    whole, symbols = predict(checkpoint, [slide]), checkpoint.panel.symbols
+    some = predict(checkpoint, [slide], [symbols[3], checkpoint.panel.ids[1], symbols[3]])
+    assert some.genes.symbols == (symbols[3], symbols[1])
+    np.testing.assert_array_equal(some.mean, whole.mean[:, [3, 1]])
+    assert some.provenance.key != whole.provenance.key
+    with pytest.raises(ConfigError, match=f"'{symbols[0]}x' is not among.*nearest.*{symbols[0]}"):
+        predict(checkpoint, [slide], [symbols[0] + "x"])
+
+
+def test_a_table_too_large_is_refused_before_it_is_made(checkpoint, slides):
+    slide = as_sample(slides[2])
+    needed_gb = len(slides[2].cells) * 5 * 4 / 1e9
+    predict_cells(checkpoint, [slide], memory_gb=needed_gb * 1.001)
+    with pytest.raises(ConfigError, match=r"cells x 5 genes take .* GB.*--gene.*--memory"):
+        predict_cells(checkpoint, [slide], memory_gb=needed_gb * 0.999)
+    predict_cells(checkpoint, [slide], checkpoint.panel.symbols[:4], memory_gb=needed_gb * 0.999)
+
+
+def test_regions_unlike_those_of_the_training_are_called_so(checkpoint, slides):
+    assert describe_departure(checkpoint, slides[2:3]) == ""
+    assert describe_departure(checkpoint, [on_grid(slides[2])]) == ""
+    wide = describe_departure(checkpoint, [on_grid(slides[2], 50.0, 100.0)])
+    assert "trained on spots of 55 µm, 100 µm apart and predicts spots of 100 µm" in wide
+    whole = [as_sample(slides[2])]
+    assert "predicts whole samples" in describe_departure(checkpoint, whole)
+    settings = predict_regions(checkpoint, whole).provenance.settings
+    assert settings["trained_on"] == {"kind": "spot", "radius_um": 27.5, "pitch_um": 100.0}
+    assert settings["regions"] == {"kind": "bulk", "radius_um": None, "pitch_um": None}

@@ -250,7 +250,7 @@ def test_a_file_where_a_folder_is_wanted(call, section, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["mean", "C 7"])
+@pytest.mark.parametrize("name", ["mean", "none", "C 7"])
 def test_a_name_that_cannot_be_had(call, section, tmp_path, name):
     manifest = section.write()
     manifest.write_text(manifest.read_text().replace("C7,C", f"{name},C"))

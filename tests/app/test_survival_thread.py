@@ -1,6 +1,7 @@
 """From toy slides to their C-index through the command line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from tests.app.conftest import SMALL_FIT, TOY_PARTS, check, row_of, spot_table, 
 from histoscribe.app.cli import main
 from histoscribe.app.prepare import load_slide
 from histoscribe.app.study import open_study
-from histoscribe.app.survival_run import describe_patients
+from histoscribe.app.survival_run import describe_patients, load_patients
 from histoscribe.data.toy import toy_world
 from histoscribe.predict import predict_regions, represent_samples
 from histoscribe.train.checkpoint import Checkpoint
@@ -96,6 +97,35 @@ def test_the_command_scores_and_writes(study, clinical, tmp_path, call):
     assert (out / "survival.html").read_text().count("Illustration") == 1
     model_id = json.loads((out / "survival.json").read_text())["model_id"]
     assert read_cox(out / "cox").names[0].startswith(f"{model_id}/")
+
+
+@pytest.mark.slow
+def test_slides_without_expression_make_every_patient_a_whole_sample(
+    study, clinical, tmp_path, call
+):
+    copied = tmp_path / "study"
+    shutil.copytree(study, copied)
+    record = json.loads((copied / "study.json").read_text())
+    for row in record["samples"]:
+        if row["sample"] in ("s0", "s4"):  # s11 is of the patient of s0
+            row |= {"expression": None, "platform": None}
+    (copied / "study.json").write_text(json.dumps(record))
+    opened = open_study(copied)
+    checkpoint = Checkpoint.load(study / "runs" / "first" / "checkpoint")
+    slides = load_patients(opened, opened.samples)
+    assert {slide.regions.kind for slide in slides} == {"bulk"}
+    described = describe_patients(checkpoint, slides)
+    assert described.representation.patient_id == tuple(sorted(f"p{i}" for i in range(N_PATIENTS)))
+    both = [slide for slide in slides if slide.patient_id == "p0"]
+    row = described.patient_id.index("p0")
+    wanted = predict_regions(checkpoint, both).mean[0]
+    np.testing.assert_allclose(described.expression[row], wanted, rtol=1e-4, atol=1e-5)
+    out = tmp_path / "out"
+    words = ["survival", copied, "--clinical", clinical, "--folds", 2, "--out", out, "--json"]
+    answer = call(*words)
+    assert answer.code == 0, answer.err
+    assert "each patient is described as one whole sample" in " ".join(answer.record["notes"])
+    assert "predicts whole samples" in " ".join(answer.record["notes"])
 
 
 @pytest.mark.slow

@@ -51,6 +51,18 @@ def test_a_split_is_sound():
         leave_one_out(["a", "a"], ["1", "2"], "patient")
 
 
+def test_all_can_be_trained_on_and_nothing_tested_only_by_saying_so():
+    everything = Split(("a", "b"), (), "none")
+    check_split(everything, ["a", "b"], ["1", "1"])
+    for unit in ("patient", "section", "strip"):
+        with pytest.raises(DataError, match="unit='none'"):
+            Split(("a", "b"), (), unit)
+    with pytest.raises(DataError, match="slide b is to be tested"):
+        Split(("a",), ("b",), "none")
+    with pytest.raises(DataError, match="both sides"):
+        Split((), (), "none")
+
+
 def test_strips_keep_their_distance():
     rng = np.random.default_rng(4)
     xy = rng.uniform(0, 5000, (307, 2))

@@ -10,12 +10,14 @@ from scipy.sparse import csr_array
 from histoscribe.data.bags import BagConfig
 from histoscribe.data.pseudobulk import sum_regions
 from histoscribe.data.splits import Split
+from histoscribe.data.toy import toy_bag_batch
 from histoscribe.errors import ConfigError, DataError
 from histoscribe.predict import predict_cells, predict_regions, represent_samples
 from histoscribe.train.assemble import SlideData, assemble, cut_bags
 from histoscribe.train.draw import Bags, Draw, draw_blocks, in_portions
 from histoscribe.train.fit import fit, fit_scaling
 from histoscribe.train.fit_config import FitConfig
+from histoscribe.train.targets import measure
 
 
 def as_bulk(slide, patient, values=None):
@@ -81,7 +83,7 @@ def test_spots_and_samples_do_not_meet_in_one_fit(samples, slides, panel, quick)
 @pytest.fixture(scope="module")
 def fitted(samples, panel, quick, small):
     split = Split(("toy-0", "toy-1", "toy-2"), ("toy-3",), "patient")
-    config = replace(quick, blocks_in_training=5, blocks_in_scoring=9, stop_on="loss")
+    config = replace(quick, blocks_in_training=5, blocks_in_scoring=9)
     return fit(samples, split, panel, config=config, model_settings=small)
 
 
@@ -118,11 +120,27 @@ def test_a_sample_of_one_spot_is_that_spot(slides, split, panel, quick, small):
 
 def test_the_cluster_loss_is_on_for_samples_and_off_for_spots(fitted):
     assert fitted.fit_settings["cluster_weight"] == 0.1
-    assert FitConfig().cluster_weight_of("spot") == 0.0
-    assert FitConfig(cluster_weight=0.3).cluster_weight_of("spot") == 0.3
-    assert FitConfig(cluster_weight=0.0).cluster_weight_of("bulk") == 0.0
+    assert FitConfig().resolve("spot").cluster_weight == 0.0
+    assert FitConfig(cluster_weight=0.3).resolve("spot").cluster_weight == 0.3
+    assert FitConfig(cluster_weight=0.0).resolve("bulk").cluster_weight == 0.0
     with pytest.raises(ConfigError, match="cluster_weight"):
         FitConfig(cluster_weight=-1.0)
+
+
+def test_samples_stop_on_the_loss_unless_told_otherwise(fitted):
+    assert fitted.fit_settings["stop_on"] == "loss"
+    assert FitConfig().resolve("spot").stop_on == "gene_pcc"
+    assert FitConfig(stop_on="gene_pcc").resolve("bulk").stop_on == "gene_pcc"
+
+
+def test_a_sample_of_several_slides_counts_once_in_the_scales(fitted, samples):
+    z = np.stack(
+        [
+            fitted.scaling.target.standardise(measure(s.regions, fitted.panel, "log1p_cp10k")[0])[0]
+            for s in (samples[0], samples[2])
+        ]
+    )  # the two training samples, p0 on two slides
+    np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-4)
 
 
 def test_samples_as_vectors(fitted, samples):
@@ -171,6 +189,12 @@ def test_each_block_is_drawn_alike(whole):
 def test_portions_hold_all_bags_in_order(whole):
     portions = in_portions(whole, 0)
     assert torch.cat(portions).tolist() == [0, 1, 2]
+    many = toy_bag_batch(torch.Generator().manual_seed(1), n_bags=700, most_blocks=3)
+    portions = in_portions(many, 2)
+    assert torch.cat(portions).tolist() == list(range(700))
+    n_blocks = [int(many.n_blocks_of_bag[rows].clamp(max=2).sum()) for rows in portions]
+    assert max(n_blocks) <= 257
+    assert min(n_blocks[:-1]) >= 254
 
 
 def test_several_bulk_regions_of_a_slide_need_blocks(slides):

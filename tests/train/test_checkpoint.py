@@ -3,7 +3,9 @@ import json
 import pytest
 import torch
 
+from histoscribe.data.splits import Split
 from histoscribe.errors import ConfigError, DataError, MismatchError
+from histoscribe.evaluate.benchmark import benchmark
 from histoscribe.predict import predict_regions
 from histoscribe.train.checkpoint import RECORD, SCALING, WEIGHTS, Checkpoint, build_model
 from histoscribe.train.fit import fit
@@ -23,7 +25,8 @@ def folder(checkpoint, tmp_path):
 def test_saved_and_loaded_are_equal_and_say_the_same(checkpoint, folder, slides, tmp_path):
     loaded = Checkpoint.load(folder)
     assert loaded.model_id == checkpoint.model_id
-    for name in ("model_settings", "panel", "bags", "encoder_id", "split", "report", "provenance"):
+    assert (loaded.report, loaded.provenance) == (checkpoint.report, checkpoint.provenance)
+    for name in ("model_settings", "panel", "bags", "encoder_id", "region_size", "split"):
         assert getattr(loaded, name) == getattr(checkpoint, name)
     before, after = (predict_regions(c, slides[3:]) for c in (checkpoint, loaded))
     assert before.mean.tobytes() == after.mean.tobytes()
@@ -72,6 +75,30 @@ def test_a_record_of_another_format_is_told(folder):
     (folder / RECORD).write_text(json.dumps(record))
     with pytest.raises(DataError, match="panel"):
         Checkpoint.load(folder)
+
+
+def test_it_knows_what_regions_it_was_trained_on(checkpoint, slides, folder):
+    size = Checkpoint.load(folder).region_size
+    assert size == slides[0].regions.size
+    assert (size.kind, size.radius_um, size.pitch_um) == ("spot", 27.5, 100.0)
+    assert str(size) == "spots of 55 µm, 100 µm apart"
+
+
+def test_one_that_does_not_say_what_regions_is_refused_with_the_mend(folder):
+    record = json.loads((folder / RECORD).read_text())
+    del record["regions"]
+    (folder / RECORD).write_text(json.dumps(record))
+    with pytest.raises(DataError, match=r"does not say what regions.*Fit again"):
+        Checkpoint.load(folder)
+
+
+def test_a_fit_on_all_slides_keeps_none(slides, panel, quick, small, tmp_path):
+    names = tuple(slide.slide_id for slide in slides[:2])
+    made = fit(slides, Split(names, (), "none"), panel, config=quick, model_settings=small)
+    made.save(tmp_path / "all")
+    assert Checkpoint.load(tmp_path / "all").split == made.split
+    with pytest.raises(DataError, match="kept none to be scored on"):
+        benchmark(made, slides)
 
 
 def test_weights_of_another_shape_are_told(checkpoint):

@@ -17,8 +17,9 @@ from histoscribe.evaluate.metrics import measure_all
 from histoscribe.predict import predict_regions
 from histoscribe.train.assemble import assemble, cut_bags, cut_into_strips
 from histoscribe.train.checkpoint import RECORD, SCALING, WEIGHTS
-from histoscribe.train.fit import FitConfig, FitLog, fit, fit_scaling, inner_folds
+from histoscribe.train.fit import FitConfig, FitLog, fit, fit_scaling
 from histoscribe.train.loop import BagOrder, NetModule, mean_gene_pcc
+from histoscribe.train.nets import inner_folds
 from histoscribe.train.targets import measure
 
 FILES = (WEIGHTS, SCALING, RECORD)
@@ -131,7 +132,7 @@ from histoscribe.data.splits import Split
 from histoscribe.data.toy import toy_study
 from histoscribe.train import loop
 from histoscribe.train.assemble import SlideData
-from histoscribe.train.fit import FitConfig, FitLog, fit, fit_scaling, inner_folds
+from histoscribe.train.fit import FitConfig, FitLog, fit
 from histoscribe.train.gene_panel import PanelConfig, choose_panel
 
 folder, kill_at = Path(sys.argv[1]), int(sys.argv[2])

@@ -102,7 +102,9 @@ def test_the_modes_train_what_they_say(source, target, panel, brief):
 
 def test_adapters_apart_merged_and_in_training_mode_say_the_same(adapted, target, brief):
     settings = replace(adapted.adapters.settings)
-    apart = build_model("bitro", adapted.model_settings, seed=0)
+    still = ("dropout", "gat_dropout", "context_input_dropout", "context_dropout")
+    nothing = {**dict.fromkeys(still, 0.0), "cells_in_training": 0}
+    apart = build_model("bitro", {**adapted.model_settings, **nothing}, seed=0)
     apart.load_state_dict(dict(adapted.nets[0]))
     insert_adapters(apart, settings)
     inside = {
@@ -114,9 +116,6 @@ def test_adapters_apart_merged_and_in_training_mode_say_the_same(adapted, target
     missing = apart.load_state_dict(inside, strict=False)
     assert not missing.unexpected_keys
     merged = adapted.build()[0]
-    for module in (*apart.modules(), *merged.modules()):
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
     from histoscribe.train.assemble import assemble, cut_bags
 
     cut = [cut_bags(target[1], adapted.bags)]
@@ -124,8 +123,8 @@ def test_adapters_apart_merged_and_in_training_mode_say_the_same(adapted, target
     with torch.no_grad():
         said = apart.eval()(batch)
         assert torch.allclose(merged(batch), said, atol=1e-6)
-    with_gradient = apart.eval()(batch)
-    assert torch.allclose(with_gradient, said, atol=1e-6)
+    assert torch.allclose(apart.eval()(batch), said, atol=1e-6)
+    assert torch.allclose(apart.train()(batch), said, atol=1e-6)
 
 
 def test_peft_reads_the_adapters_and_merges_them_alike(adapted, tmp_path):
@@ -231,6 +230,14 @@ def test_what_does_not_fit_together_is_refused(source, slides, target, panel, br
     refused(ConfigError, "positions must mean the same", bags=replace(source.bags, neighbours=5))
     other = replace(panel, ids=tuple(f"{gene}X" for gene in panel.ids))
     refused(MismatchError, "none of the 7 genes", panel=other)
+    other = replace(
+        slides[3],
+        regions=replace(
+            slides[3].regions, patient_id=slides[0].regions.patient_id[:1] * len(slides[3].regions)
+        ),
+    )
+    with pytest.raises(MismatchError, match="was trained on patient patient-0, who is"):
+        fit([target[0], other], TARGET, panel, config=brief, start=Start(source))
     seen = Split(("toy-2",), ("toy-0",), "patient")
     with pytest.raises(MismatchError, match="was trained on tissue of toy-0"):
         fit([target[0], slides[0]], seen, panel, config=brief, start=Start(source))

@@ -125,14 +125,20 @@ def prepare(
         voice.say(f"summary: {opened.folder / 'prepare-summary.html'}")
         voice.fault("CohortError", str(error), error.exit_code, study=str(study), samples=samples)
         raise typer.Exit(error.exit_code) from None
-    voice.say(f"Next: histoscribe fit {study}")
+    is_measured = any(one.expression for one in opened.samples)
+    step = f"fit {study}" if is_measured else f"predict {study} --checkpoint FOLDER"
+    voice.say(f"Next: histoscribe {step}")
     voice.result({"study": str(study), "samples": as_records(opened, records)})
 
 
 def fit(
     study: StudyFolder,
     test: Annotated[
-        list[str] | None, typer.Option("--test", help="A sample to test on; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--test",
+            help="A sample to test on; may be repeated. none: train on all, score nothing.",
+        ),
     ] = None,
     run: Run = "first",
     unit: Annotated[
@@ -149,6 +155,12 @@ def fit(
     mode: Annotated[
         str | None, typer.Option(help="With --from: lora (default), full or frozen.")
     ] = None,
+    search: Annotated[
+        bool,
+        typer.Option(
+            "--search", help="Find learning rate, dropout and cluster weight on the training side."
+        ),
+    ] = False,
     replace: Annotated[
         bool,
         typer.Option(
@@ -167,6 +179,8 @@ def fit(
 
         histoscribe fit bulk/ --from study/runs/first/checkpoint --mode lora
 
+        histoscribe fit study/ --search -s search.learning_rates=[0.001,0.0005]
+
     Split by patient unless told otherwise: sections of a tested patient are not trained on.
     """
     from histoscribe.app.config import load_config
@@ -176,7 +190,7 @@ def fit(
     voice = Voice(json)
     opened = open_study(study)
     flags = {
-        "split": {"unit": unit, "test": test},
+        "split": _split_flags(unit, test or []),
         "fit": {"seed": seed},
         "panel": {"n_genes": genes, "rule": panel},
         "transfer": {"mode": mode},
@@ -187,7 +201,15 @@ def fit(
         )
     settings = load_config(config, set or [], flags)
     with opened.lock():
-        fit_run(opened, run, settings, voice, start=start, is_replacing=replace)
+        fit_run(
+            opened,
+            run,
+            settings,
+            voice,
+            start=start,
+            is_replacing=replace,
+            is_searching=search,
+        )
         outcome = evaluate_run(opened, run, voice)
     _show(outcome, voice)
 
@@ -213,9 +235,20 @@ def predict(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Any checkpoint folder, e.g. of another study.")
     ] = None,
-    level: Annotated[
-        str, typer.Option(help="region (as measured) or cell (shares of its region).")
-    ] = "region",
+    level: Annotated[str, typer.Option(help="region, or cell (shares of its region).")] = "region",
+    regions: Annotated[
+        str | None,
+        typer.Option(help="measured, grid (where nothing is measured) or sample (whole slides)."),
+    ] = None,
+    pitch: Annotated[
+        float | None, typer.Option(metavar="UM", help="Of the grid; that of the model if left out.")
+    ] = None,
+    gene: Annotated[
+        list[str] | None, typer.Option("--gene", help="Only this gene; may be repeated.")
+    ] = None,
+    memory: Annotated[
+        float, typer.Option(metavar="GB", help="What a table of cells x genes may take.")
+    ] = 8.0,
     sample: Samples = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the predictions.")] = None,
     json: Json = False,
@@ -225,16 +258,18 @@ def predict(
     histoscribe predict study/ --run first
 
     histoscribe predict other/ --checkpoint study/runs/first/checkpoint --level cell
+
+    histoscribe predict slides/ --checkpoint her2st/ --regions sample --gene ERBB2
     """
-    from histoscribe.app.runs import config_of, predict_study
+    from histoscribe.app.predictions import PredictConfig, predict_study
+    from histoscribe.app.runs import config_of
     from histoscribe.app.study import open_study
 
     voice = Voice(json)
     opened = open_study(study)
     if (run is None) == (checkpoint is None):
         raise ConfigError("Give either --run NAME or --checkpoint FOLDER.")
-    if level not in ("region", "cell"):
-        raise ConfigError(f"--level {level}: region or cell is wanted.")
+    config = PredictConfig(level, regions, pitch, tuple(gene or ()), memory)
     home = opened.run_folder(run) if run else opened.folder
     if run:
         config_of(opened, run)  # says which runs there are, if it is none of them
@@ -243,7 +278,7 @@ def predict(
             opened,
             checkpoint or home / "checkpoint",
             sample or [],
-            "cell" if level == "cell" else "region",
+            config,
             out or home / "predictions",
             voice,
         )
@@ -252,9 +287,25 @@ def predict(
     voice.result({"predictions": [str(path) for path in paths]})
 
 
+def _split_flags(unit: str | None, test: list[str]) -> dict[str, object]:
+    """What --unit and --test say of the split; `--test none` is a unit of its own."""
+    if "none" not in test:
+        return {"unit": unit, "test": test}
+    if len(test) > 1 or unit not in (None, "none"):
+        raise ConfigError(
+            "--test none trains on all samples and splits nothing; leave out --unit and any other "
+            "--test"
+        )
+    return {"unit": "none"}
+
+
 def _show(outcome: "Outcome", voice: Voice) -> None:
     """The scores, with their caution and protocol above and the report below."""
     table, report = outcome.table, outcome.report
+    if table is None:
+        voice.write(f"report: {report}")
+        voice.result({"report": str(report), "banner": outcome.banner, "scores": None})
+        return
     means = [row for row in table.rows if row.slide == "mean"]
     n_regions = means[0].metrics.n_regions
     voice.table(

@@ -24,6 +24,7 @@ from histoscribe.preprocess.preparation import PrepareConfig
 from histoscribe.train.checkpoint import find_model
 from histoscribe.train.fit_config import FitConfig
 from histoscribe.train.gene_panel import PanelConfig
+from histoscribe.train.search import SearchConfig
 from histoscribe.train.transfer import TransferConfig
 
 
@@ -33,8 +34,9 @@ class SplitConfig:
 
     Attributes:
         unit: What is kept apart: patients (honest), sections of one patient, or strips of one
-            section (both optimistic, and reported as such).
-        test: Samples to test on; none takes the last patient, or the last section.
+            section (both optimistic, and reported as such); or none, to train on all and test
+            nothing.
+        test: Samples to test on; empty takes the last patient, or the last section.
         n_strips: Strips that the one section is cut into; the last one is tested.
         buffer_um: Regions nearer than this to the tested strip are left out.
     """
@@ -45,6 +47,11 @@ class SplitConfig:
     buffer_um: float = 200.0
 
     def __post_init__(self) -> None:
+        if self.unit == "none" and self.test:
+            raise ConfigError(
+                f"split.unit = none tests nothing, split.test = {', '.join(self.test)}; give "
+                "another unit, or no samples to test on"
+            )
         if self.n_strips < 2 or not 0 <= self.buffer_um < math.inf:
             raise ConfigError(
                 f"split.n_strips = {self.n_strips}, split.buffer_um = {self.buffer_um}; give two "
@@ -63,6 +70,7 @@ class RunConfig:
         bags: How bags are cut.
         model: Settings of the model that `fit.model` names; its sizes are told by the data.
         fit: How it is fitted.
+        search: What is tried to find settings of the fit, where it is asked for.
         transfer: How it goes on from another fit, where it does.
         score: What is compared with what.
     """
@@ -73,6 +81,7 @@ class RunConfig:
     bags: BagConfig = field(default_factory=BagConfig)
     model: Mapping[str, Any] = field(default_factory=dict)
     fit: FitConfig = field(default_factory=FitConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
 

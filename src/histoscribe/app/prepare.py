@@ -1,6 +1,6 @@
 """Prepare: the nuclei and tiles of every sample of a study, each made once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -86,27 +86,37 @@ def withdrawing(tasks: Sequence[SampleTask]) -> Iterator[None]:
         raise
 
 
-def load_slide(study: Study, sample: Sample) -> SlideData:
+def load_slide(
+    study: Study, sample: Sample, make_regions: Callable[[Cells], Regions] | None = None
+) -> SlideData:
     """All that is stored of a sample, if it is of what was last ingested.
+
+    Args:
+        study: The study.
+        sample: One of its samples.
+        make_regions: Makes regions on the cells, in place of those that were measured.
 
     Raises:
         DataError: A step was not run; its command is named.
         MismatchError: The sample was ingested anew, from another slide, scale or table of spots,
-            since its nuclei were found.
+            since its nuclei were found; or regions are to be made on a part of a slide.
     """
     if study.prepared_record(sample) is None:
         raise DataError(
             f"Sample '{sample.sample}' is not prepared. Run 'histoscribe prepare {study.folder}'."
         )
     regions = read_measured(study, sample)
-    if regions is None:
+    if regions is None and make_regions is None:
         raise DataError(
-            f"Sample '{sample.sample}' has no regions: its manifest row names no expression. "
-            "Name other samples with --sample."
+            f"Sample '{sample.sample}' has no regions: its manifest row names no expression. It "
+            "can be predicted with --regions grid or --regions sample, and not be trained or "
+            "tested on."
         )
     home = study.folder_of(sample)
     cells, tiles = read_cells(home), read_tiles(home)
-    if not set(regions.provenance.inputs.values()) <= set(sample.inputs.values()):
+    if regions is not None and not set(regions.provenance.inputs.values()) <= set(
+        sample.inputs.values()
+    ):
         raise MismatchError(
             f"The regions of sample '{sample.sample}' were not read from the files that the study "
             "names: an ingest was interrupted. Run 'histoscribe ingest' again, then 'prepare'."
@@ -119,16 +129,25 @@ def load_slide(study: Study, sample: Sample) -> SlideData:
             f"The nuclei of sample '{sample.sample}' are of another {other} than was ingested "
             f"last. Run 'histoscribe prepare {study.folder}' again."
         )
+    if make_regions is not None:
+        if CENTRES in cells.provenance.inputs:
+            raise MismatchError(
+                f"Sample '{sample.sample}' was prepared around its spots only; regions elsewhere "
+                f"want the whole slide. Run 'histoscribe prepare {study.folder}' without "
+                "--around-regions, or take the regions as measured."
+            )
+        regions = make_regions(cells)
+    assert regions is not None
     return SlideData(cells, tiles, regions)
 
 
-def _what_changed(sample: Sample, cells: Cells, regions: Regions) -> str:
+def _what_changed(sample: Sample, cells: Cells, regions: Regions | None) -> str:
     """What the cells were made from that is no longer so, in words; "" if nothing."""
     made = cells.provenance
     if made.inputs.get("slide") != sample.inputs["slide"]:
         return "slide file"
-    mpp = regions.provenance.settings.get("mpp")
-    if made.settings.get("slide_mpp") != mpp:
+    mpp = _ingested_mpp(sample, regions)
+    if mpp is not None and made.settings.get("slide_mpp") != mpp:
         return f"scale ({made.settings.get('slide_mpp')} µm/px against {mpp})"
     if made.inputs.get("tissue") != sample.inputs.get("tissue"):
         return "tissue mask"
@@ -136,9 +155,18 @@ def _what_changed(sample: Sample, cells: Cells, regions: Regions) -> str:
     if any(made.inputs.get(role) != sample.inputs.get(role) for role in roles):
         return "file of nuclei"
     centres = made.inputs.get(CENTRES)
+    if regions is None:
+        return "" if centres is None else "table of spots"
     if centres is not None and centres != hash_centres(regions.xy_um):
         return "table of spots"
     return ""
+
+
+def _ingested_mpp(sample: Sample, regions: Regions | None) -> list[float] | None:
+    """µm per pixel (x, y) by which the sample was ingested; None where its file says it."""
+    if regions is not None:
+        return regions.provenance.settings.get("mpp")
+    return None if sample.mpp is None else [sample.mpp, sample.mpp]
 
 
 def _tasks(

@@ -1,6 +1,8 @@
 """What the report of a run says: gathered from its study, checkpoint and scores."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -16,6 +18,7 @@ from histoscribe.app.report import (
     write_report,
 )
 from histoscribe.app.runs import Sides
+from histoscribe.app.search_run import search_table
 from histoscribe.app.study import Sample, Study, read_json
 from histoscribe.data.genes import GenePanel
 from histoscribe.data.regions import Regions
@@ -31,6 +34,10 @@ from histoscribe.train.targets import measure
 
 N_BEST = 4
 ILLUSTRATION = "Illustration, not evidence"
+UNSCORED = (
+    "Trained on all samples: none was kept apart, so nothing is scored. Use the scores of a run "
+    "with the same settings that left some out."
+)
 FEW_REGIONS = 100
 """Below it, a per-gene correlation is mostly chance: its standard error is above 0.1."""
 
@@ -56,21 +63,54 @@ def report_run(
         title=f"histoscribe: study {study.folder.resolve().name}, run {run}",
         protocol=table.protocol,
         banner=banner_of(sides, table),
-        tables=(_score_table(table, record.get("noise_ceiling")), _gain_table(table)),
-        samples=(scores, *parts),
-        provenance=(
-            ("Settings", as_text(record["config"])),
-            ("Model", checkpoint.model_id + "\n" + as_text({"nets": list(checkpoint.report)})),
-            ("Made by", checkpoint.provenance.to_json()),
-            *(
-                (f"Sample {sample.sample}", as_text(_origin(study, sample)))
-                for sample in {s.sample: s for s in sides.sample_of.values()}.values()
-            ),
+        tables=(
+            _score_table(table, record.get("noise_ceiling")),
+            _gain_table(table),
+            *_search_tables(folder, record),
         ),
+        samples=(scores, *parts),
+        provenance=_provenance(study, sides, checkpoint, record),
     )
     path = folder / "report.html"
     write_report(report, path)
     return path
+
+
+def report_unscored(study: Study, run: str, sides: Sides, checkpoint: Checkpoint) -> Path:
+    """Write the report.html of a run on all samples, which has no scores; returns its path."""
+    folder = study.run_folder(run)
+    record = read_json(folder / "run.json")
+    report = Report(
+        title=f"histoscribe: study {study.folder.resolve().name}, run {run}",
+        protocol=f"Trained on {', '.join(sides.split.train)}; tested on none.",
+        banner=UNSCORED,
+        tables=_search_tables(folder, record),
+        samples=(),
+        provenance=_provenance(study, sides, checkpoint, record),
+    )
+    path = folder / "report.html"
+    write_report(report, path)
+    return path
+
+
+def _search_tables(folder: Path, record: Mapping[str, Any]) -> tuple[ReportTable, ...]:
+    return (search_table(folder),) if "found" in record else ()
+
+
+def _provenance(
+    study: Study, sides: Sides, checkpoint: Checkpoint, record: Mapping[str, Any]
+) -> tuple[tuple[str, str], ...]:
+    """Everything that made the run, by name."""
+    return (
+        ("Settings", as_text(record["config"])),
+        *((("Found by search", as_text(record["found"])),) if "found" in record else ()),
+        ("Model", checkpoint.model_id + "\n" + as_text({"nets": list(checkpoint.report)})),
+        ("Made by", checkpoint.provenance.to_json()),
+        *(
+            (f"Sample {sample.sample}", as_text(_origin(study, sample)))
+            for sample in {s.sample: s for s in sides.sample_of.values()}.values()
+        ),
+    )
 
 
 def _pictures(

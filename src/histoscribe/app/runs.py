@@ -6,22 +6,23 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from histoscribe.app.config import RunConfig, SplitConfig, make_config, values_of
 from histoscribe.app.console import Voice
 from histoscribe.app.prepare import load_slide
+from histoscribe.app.search_run import search_run
+from histoscribe.app.settings import overlay
 from histoscribe.app.study import Sample, Study, read_json, write_json, write_text
 from histoscribe.data.genes import GenePanel
-from histoscribe.data.prediction import Prediction
 from histoscribe.data.regions import Regions
 from histoscribe.data.splits import Split, strips
 from histoscribe.data.store import write_prediction
 from histoscribe.errors import ConfigError, DataError
 from histoscribe.evaluate.benchmark import ScoreTable, benchmark
-from histoscribe.predict import predict_cells, predict_regions
+from histoscribe.predict import predict_regions
 from histoscribe.train.assemble import SlideData
 from histoscribe.train.checkpoint import Checkpoint
 from histoscribe.train.fit import fit
@@ -30,7 +31,7 @@ from histoscribe.train.gene_panel import choose_panel, noise_ceiling
 from histoscribe.train.net_task import Epoch, FitLog
 from histoscribe.train.transfer import Start, check_start, check_unseen
 
-Level = Literal["region", "cell"]
+NOTHING_MEASURED = "The study has no sample with expression; nothing can be fitted on it."
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,12 +59,12 @@ class Outcome:
     """What scoring a run gives.
 
     Attributes:
-        table: Scores of model and baselines.
+        table: Scores of model and baselines; None where nothing was kept apart to score on.
         report: Path of the report.
         banner: The caution that stands above the scores, or "".
     """
 
-    table: ScoreTable
+    table: ScoreTable | None
     report: Path
     banner: str
 
@@ -76,6 +77,7 @@ def fit_run(
     *,
     start: Path | None = None,
     is_replacing: bool = False,
+    is_searching: bool = False,
 ) -> Checkpoint:
     """Choose genes and fit on the training side; the checkpoint goes to the run's folder.
 
@@ -87,6 +89,8 @@ def fit_run(
         start: A checkpoint to go on from, by `config.transfer`.
         is_replacing: Delete a finished run of other settings, once this one is known to be
             possible; without it, such a run is refused.
+        is_searching: Find learning rate, dropout and cluster weight first, by `config.search`;
+            `run.json` says what was asked and what was found.
 
     Raises:
         ConfigError: The run exists with other settings, or the split cannot be made.
@@ -98,6 +102,8 @@ def fit_run(
     record: dict[str, Any] = {"run": run, "config": values_of(config)}
     if source is not None:
         record["from"] = source.model_id
+    if is_searching:
+        record["is_searched"] = True
     is_other = not _is_same(folder, record)
     if is_other and not is_replacing:
         raise ConfigError(
@@ -112,15 +118,17 @@ def fit_run(
     at_best = "" if ceiling is None else f"; noise ceiling of their per-gene PCC {ceiling:.2f}"
     voice.say(f"{len(panel)} genes{at_best}")
     if source is not None:
-        encoder_id = sides.slides[0].cells.encoder_id
-        check_start(source, config.fit.model, config.model, encoder_id, panel)
-        check_unseen(source, sides.slides, sides.split)
-        n_known = int((source.panel.rows_of(panel.ids) >= 0).sum())
-        voice.say(f"{config.transfer.mode} from {source.model_id}, which knows {n_known} of them")
+        _check_source(source, config, sides, panel, voice)
     if is_other:
         shutil.rmtree(folder)
     write_json(folder / "run.json", record)
     started = time.monotonic()
+    going_on = None if source is None else Start(source, config.transfer)
+    if is_searching:
+        config, record["found"] = search_run(
+            sides.slides, sides.split, panel, config, start=going_on, folder=folder, voice=voice
+        )
+        write_json(folder / "run.json", record)
     with voice.progress("fit") as advance:
 
         def tell(epoch: Epoch) -> None:
@@ -133,7 +141,7 @@ def fit_run(
             config=config.fit,
             bags=config.bags,
             model_settings=config.model,
-            start=None if source is None else Start(source, config.transfer),
+            start=going_on,
             log=FitLog(folder / "training", tell),
         )
     checkpoint.save(folder / "checkpoint")
@@ -143,6 +151,17 @@ def fit_run(
     study.log("fit", run=run, seconds=round(seconds, 1), model_id=checkpoint.model_id)
     voice.say(f"{checkpoint.model_id}: {len(checkpoint.nets)} nets, {seconds:.0f} s")
     return checkpoint
+
+
+def _check_source(
+    source: Checkpoint, config: RunConfig, sides: Sides, panel: GenePanel, voice: Voice
+) -> None:
+    """Refuse a checkpoint from which this run cannot start, before anything is written."""
+    encoder_id = sides.slides[0].cells.encoder_id
+    check_start(source, config.fit.model, config.model, encoder_id, panel)
+    check_unseen(source, sides.slides, sides.split)
+    n_known = int((source.panel.rows_of(panel.ids) >= 0).sum())
+    voice.say(f"{config.transfer.mode} from {source.model_id}, which knows {n_known} of them")
 
 
 def _ceiling_of(training: Sequence[Regions], panel: GenePanel, config: RunConfig) -> float | None:
@@ -162,8 +181,11 @@ def _ceiling_of(training: Sequence[Regions], panel: GenePanel, config: RunConfig
 
 
 def evaluate_run(study: Study, run: str, voice: Voice) -> Outcome:
-    """Score a run and all baselines on its test side; write scores, predictions and the report."""
-    from histoscribe.app.run_report import banner_of, report_run
+    """Score a run and all baselines on its test side; write scores, predictions and the report.
+
+    A run on all samples has no test side: its report says so, and there are no scores.
+    """
+    from histoscribe.app.run_report import UNSCORED, banner_of, report_run, report_unscored
 
     folder = study.run_folder(run)
     config = config_of(study, run)
@@ -174,62 +196,21 @@ def evaluate_run(study: Study, run: str, voice: Voice) -> Outcome:
             f"run {run} was fitted on other samples than the study has now. Fit a new run."
         )
     started = time.monotonic()
+    if sides.split.unit == "none":
+        voice.warn(UNSCORED)
+        return Outcome(None, report_unscored(study, run, sides, checkpoint), UNSCORED)
     table = benchmark(checkpoint, sides.slides, config.score)
     write_text(folder / "scores.json", table.to_json())
     write_text(folder / "scores.csv", table.to_csv())
     test = sides.of(sides.split.test)
     prediction = predict_regions(checkpoint, test)
     for slide in test:
-        part = _part_of(prediction, slide.slide_id)
+        part = prediction.of_slide(slide.slide_id)
         write_prediction(part, folder / "predictions" / f"{slide.slide_id}.zarr")
     report = report_run(study, run, sides, checkpoint, table)
     study.log("evaluate", run=run, seconds=round(time.monotonic() - started, 1))
     voice.say(f"scores of {len(test)} slide(s) against {len(_methods(table)) - 1} baselines")
     return Outcome(table, report, banner_of(sides, table))
-
-
-def predict_study(
-    study: Study,
-    checkpoint_folder: Path,
-    names: Sequence[str],
-    level: Level,
-    out: Path,
-    voice: Voice,
-) -> list[Path]:
-    """Predict samples with a checkpoint; one store a sample.
-
-    Args:
-        study: A prepared study.
-        checkpoint_folder: What `fit` wrote, of this study or another.
-        names: Samples; all if empty.
-        level: Regions as measured, or each cell inside one.
-        out: Folder of the predictions.
-        voice: Told which samples the checkpoint was trained on.
-
-    Raises:
-        MismatchError: The samples were prepared with another encoder than the checkpoint's.
-    """
-    checkpoint = Checkpoint.load(checkpoint_folder)
-    samples = [study.find(name) for name in names] or list(study.samples)
-    known = {key for name, key in checkpoint.provenance.inputs.items() if name.endswith("/cells")}
-    seen = []
-    predict = predict_cells if level == "cell" else predict_regions
-    paths = []
-    for sample in samples:
-        slide = load_slide(study, sample)
-        if slide.cells.provenance.key in known:
-            seen.append(sample.sample)
-        prediction = predict(checkpoint, [slide])
-        suffix = ".cells.zarr" if level == "cell" else ".zarr"
-        paths.append(out / f"{sample.sample}{suffix}")
-        write_prediction(prediction, paths[-1])
-    if seen:
-        voice.warn(
-            f"the model was trained on tissue of {', '.join(seen)}: what it says of it looks "
-            "better than it is, and is no test"
-        )
-    study.log("predict", model_id=checkpoint.model_id, level=level, n_samples=len(samples))
-    return paths
 
 
 def load_sides(study: Study, config: SplitConfig) -> Sides:
@@ -241,6 +222,8 @@ def load_sides(study: Study, config: SplitConfig) -> Sides:
     measured = [sample for sample in study.samples if sample.expression]
     if config.unit == "strip":
         return _cut_into_strips(study, measured, config)
+    if config.unit == "none":
+        return _take_all(study, measured)
     test = [study.find(name).sample for name in config.test] or _last(measured, config)
     train = [sample.sample for sample in measured if sample.sample not in test]
     if config.unit == "patient":
@@ -266,7 +249,16 @@ def config_of(study: Study, run: str) -> RunConfig:
             f"Study {study.folder} has no run '{run}'. It has: {', '.join(known) or 'none yet'}. "
             "Make one with 'histoscribe fit'."
         )
-    return make_config(read_json(path)["config"])
+    record = read_json(path)
+    return make_config(overlay(record["config"], record.get("found", {})))
+
+
+def _take_all(study: Study, measured: list[Sample]) -> Sides:
+    if not measured:
+        raise DataError(NOTHING_MEASURED)
+    slides = [load_slide(study, sample) for sample in measured]
+    names = tuple(sample.sample for sample in measured)
+    return Sides(slides, Split(names, (), "none"), dict(zip(names, measured, strict=True)))
 
 
 def _cut_into_strips(study: Study, measured: list[Sample], config: SplitConfig) -> Sides:
@@ -308,7 +300,7 @@ def _rename(whole: SlideData, name: str, rows: np.ndarray) -> SlideData:
 
 def _last(measured: list[Sample], config: SplitConfig) -> list[str]:
     if not measured:
-        raise DataError("The study has no sample with expression; nothing can be fitted on it.")
+        raise DataError(NOTHING_MEASURED)
     last = measured[-1]
     if config.unit == "section":
         return [last.sample]
@@ -322,18 +314,7 @@ def _is_same(folder: Path, record: dict[str, Any]) -> bool:
         return True
     stored = read_json(path)
     wanted = json.loads(json.dumps(record))
-    return all(stored.get(name) == wanted.get(name) for name in ("config", "from"))
-
-
-def _part_of(prediction: Prediction, slide_id: str) -> Prediction:
-    rows = [row for row, name in enumerate(prediction.slide_id) if name == slide_id]
-    return replace(
-        prediction,
-        region_id=tuple(prediction.region_id[row] for row in rows),
-        slide_id=(slide_id,) * len(rows),
-        xy_um=prediction.xy_um[rows],
-        mean=prediction.mean[rows],
-    )
+    return all(stored.get(name) == wanted.get(name) for name in ("config", "from", "is_searched"))
 
 
 def _methods(table: ScoreTable) -> list[str]:

@@ -29,7 +29,7 @@ from histoscribe.slides.open import hash_slide_file
 
 FORMAT = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-TAKEN = ("mean",)  # the row of a score table that is no sample's
+TAKEN = {"mean": "tables of scores use it", "none": "'fit --test none' uses it"}
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def hash_input(role: str, path: Path) -> str:
 def check_name(name: str, noun: str) -> None:
     """ConfigError unless the name can be a folder on every system and is not taken."""
     if name in TAKEN:
-        raise ConfigError(f"'{name}' cannot name a {noun}: tables of scores use it. Rename it.")
+        raise ConfigError(f"'{name}' cannot name a {noun}: {TAKEN[name]}. Rename it.")
     if not NAME.fullmatch(name):
         raise ConfigError(
             f"'{name}' cannot name a {noun}: "

@@ -85,6 +85,7 @@ class DescribedPatients:
         model_id: What predicted it.
         trained_on: Patients whose slides the model was trained on.
         not_described: Patients of the study without follow-up, whom nobody asked about.
+        notes: What else is to be known of how they were described.
     """
 
     representation: PatientFeatures
@@ -94,6 +95,7 @@ class DescribedPatients:
     model_id: str
     trained_on: frozenset[str]
     not_described: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,7 @@ def _notes(
     report: ClinicalReport,
     found: Mapping[str, tuple[int, int]],
 ) -> tuple[str, ...]:
-    notes = []
+    notes = list(described.notes)
     known, usable = set(follow_up.patient_id), set(shared.patient_id)
     with_slides = {*described.representation.patient_id, *described.not_described}
     groups = {

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from histoscribe.app.console import Voice
 from histoscribe.app.prepare import load_slide
 from histoscribe.app.runs import config_of
-from histoscribe.app.study import Study
+from histoscribe.app.study import Sample, Study
 from histoscribe.app.survival import (
     DescribedPatients,
     SurvivalOutcome,
@@ -17,10 +18,13 @@ from histoscribe.app.survival import (
     read_tables,
     score_patients,
 )
+from histoscribe.data.grid import sample_regions
 from histoscribe.evaluate.covariates import PatientFeatures
-from histoscribe.predict import predict_regions, represent_samples
+from histoscribe.predict import describe_departure, predict_regions, represent_samples
 from histoscribe.train.assemble import SlideData
 from histoscribe.train.checkpoint import Checkpoint
+
+WHOLE = "Slides without expression are among them: each patient is described as one whole sample."
 
 
 def survive_study(
@@ -45,7 +49,7 @@ def survive_study(
     checkpoint = Checkpoint.load(home / "checkpoint")
     with_slides = frozenset(sample.patient for sample in study.samples)
     known = check_patients(tables, request, with_slides)
-    slides = [load_slide(study, sample) for sample in study.samples if sample.patient in known]
+    slides = load_patients(study, [one for one in study.samples if one.patient in known])
     voice.say(f"{len(slides)} slides of {len(known)} patients with follow-up")
     described = describe_patients(checkpoint, slides)
     described = replace(described, not_described=with_slides - known)
@@ -53,6 +57,24 @@ def survive_study(
     outcome = score_patients(described, tables, request, title, folder or home / "survival", voice)
     study.log("survival", run=run, n_patients=len(outcome.table.follow_up))
     return outcome
+
+
+def load_patients(study: Study, samples: Sequence[Sample]) -> list[SlideData]:
+    """The slides of patients, with the regions that were measured on them.
+
+    Where one of them has none, each patient is one whole sample: patients are compared with each
+    other, and must be described in one way.
+
+    Raises:
+        DataError: A sample is not prepared.
+        MismatchError: A slide that is to be taken whole was prepared around its spots only.
+    """
+    if all(sample.expression for sample in samples):
+        return [load_slide(study, sample) for sample in samples]
+    return [
+        load_slide(study, sample, partial(sample_regions, patient_id=sample.patient))
+        for sample in samples
+    ]
 
 
 def describe_patients(checkpoint: Checkpoint, slides: Sequence[SlideData]) -> DescribedPatients:
@@ -72,6 +94,9 @@ def describe_patients(checkpoint: Checkpoint, slides: Sequence[SlideData]) -> De
     patients, expression = mean_by_patient(prediction.mean, patient_of_region)
     names = tuple(f"{checkpoint.model_id}/{i}" for i in range(vector.shape[1]))
     known = {key for name, key in checkpoint.provenance.inputs.items() if name.endswith("/cells")}
+    notes = [describe_departure(checkpoint, slides)]
+    if slides[0].regions.kind == "bulk" and slides[0].regions.expression is None:
+        notes.insert(0, WHOLE)
     return DescribedPatients(
         representation=PatientFeatures(represented, names, vector),
         patient_id=patients,
@@ -81,4 +106,5 @@ def describe_patients(checkpoint: Checkpoint, slides: Sequence[SlideData]) -> De
         trained_on=frozenset(
             slide.patient_id for slide in slides if slide.cells.provenance.key in known
         ),
+        notes=tuple(filter(None, notes)),
     )

@@ -3,13 +3,14 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Int
 
 from histoscribe.data.checks import check_distinct, check_length
-from histoscribe.errors import DataError
+from histoscribe.errors import ConfigError, DataError
 
 Namespace = Literal["ensembl", "symbol"]
 
@@ -48,6 +49,29 @@ class GenePanel:
         """Position of each wanted id in this panel, -1 where absent."""
         row_of = {gene: row for row, gene in enumerate(self.ids)}
         return np.array([row_of.get(gene, -1) for gene in wanted], dtype=np.int64)
+
+    def find(self, names: Sequence[str]) -> Int[np.ndarray, " found"]:
+        """Positions of the genes of these ids or symbols, name by name, each once.
+
+        Raises:
+            ConfigError: If there is none of that name; the nearest are told.
+        """
+        rows: dict[int, None] = {}
+        for name in names:
+            found = [
+                row
+                for row, known in enumerate(zip(self.ids, self.symbols, strict=True))
+                if name in known
+            ]
+            if not found:
+                near = get_close_matches(name, (*self.symbols, *self.ids), n=3)
+                known = ", ".join(near or self.symbols[:3])
+                raise ConfigError(
+                    f"gene {name!r} is not among the {len(self)} of the panel; "
+                    f"{'the nearest are' if near else 'it has'} {known}"
+                )
+            rows.update(dict.fromkeys(found))
+        return np.array(list(rows), dtype=np.int64)
 
     def take(self, rows: Int[np.ndarray, " gene"]) -> "GenePanel":
         """The panel of these rows, in this order."""

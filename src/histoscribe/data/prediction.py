@@ -1,6 +1,6 @@
 """Prediction: what a model says of each region."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float32
@@ -64,3 +64,16 @@ class Prediction:
 
     def __len__(self) -> int:
         return len(self.region_id)
+
+    def of_slide(self, slide_id: str) -> "Prediction":
+        """The regions of one slide."""
+        rows = [row for row, name in enumerate(self.slide_id) if name == slide_id]
+        if len(rows) == len(self):
+            return self
+        return replace(
+            self,
+            region_id=tuple(self.region_id[row] for row in rows),
+            slide_id=(slide_id,) * len(rows),
+            xy_um=self.xy_um[rows],
+            mean=self.mean[rows],
+        )

@@ -86,6 +86,8 @@ def sum_regions(regions: Regions, group: Int[np.ndarray, " region"]) -> tuple[Re
             f"regions of kind {regions.kind} in {regions.expression_unit} cannot be added up; give "
             "spots with raw counts"
         )
+    if len(group) != len(regions):
+        raise DataError(f"{len(group)} groups for {len(regions)} spots; give one for each")
     if len(set(regions.slide_id)) != 1:
         raise DataError("spots of several slides were given; put those of one slide together")
     n_groups = int(group.max(initial=-1)) + 1

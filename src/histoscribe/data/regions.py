@@ -26,6 +26,43 @@ ExpressionUnit = Literal["counts", "tpm", "fpkm", "rsem", "log1p_cp10k"]
 
 
 @dataclass(frozen=True)
+class RegionSize:
+    """How large regions are, and how far apart.
+
+    Attributes:
+        kind: What they are.
+        radius_um: Half the diameter; None for whole samples.
+        pitch_um: Distance between neighbouring centres; None where there is no lattice.
+
+    Raises:
+        DataError: If a length is none, or spots have no radius.
+    """
+
+    kind: RegionKind
+    radius_um: float | None
+    pitch_um: float | None
+
+    def __post_init__(self) -> None:
+        _check_kind(self.kind)
+        if (self.radius_um is None) != (self.kind == "bulk"):
+            raise DataError(
+                f"regions of kind {self.kind} with radius_um = {self.radius_um}; give a radius to "
+                "all but whole samples, and none to these"
+            )
+        for name in ("radius_um", "pitch_um"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < np.inf:
+                raise DataError(f"{name} of the regions is {value}; give a length in µm")
+
+    def __str__(self) -> str:
+        """In words, for people."""
+        if self.radius_um is None:
+            return "whole samples"
+        apart = "" if self.pitch_um is None else f", {self.pitch_um:g} µm apart"
+        return f"{self.kind}s of {2 * self.radius_um:g} µm{apart}"
+
+
+@dataclass(frozen=True)
 class Regions:
     """Regions of one or more slides, with what was measured in them.
 
@@ -75,6 +112,16 @@ class Regions:
 
     def __len__(self) -> int:
         return len(self.region_id)
+
+    @property
+    def size(self) -> RegionSize:
+        """How large they are, and how far apart."""
+        is_lattice = self.kind != "bulk" and np.isfinite(self.pitch_um)
+        return RegionSize(
+            self.kind,
+            None if self.kind == "bulk" else float(self.radius_um),
+            float(self.pitch_um) if is_lattice else None,
+        )
 
     def take(self, rows: Int[np.ndarray, " row"]) -> "Regions":
         """These regions, in this order."""
@@ -131,10 +178,7 @@ class Regions:
                 )
 
     def _check_places(self) -> None:
-        if self.kind not in get_args(RegionKind):
-            raise DataError(
-                f"kind of regions is {self.kind!r}; wanted one of {get_args(RegionKind)}"
-            )
+        _check_kind(self.kind)
         check_array("xy_um of the regions", self.xy_um, np.float32, (len(self), 2))
         if self.kind == "bulk":
             return
@@ -161,6 +205,11 @@ def check_region_names(slide_id: Sequence[str], region_id: Sequence[str]) -> Non
         "row",
         "each region of a slide needs its own name",
     )
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in get_args(RegionKind):
+        raise DataError(f"kind of regions is {kind!r}; wanted one of {get_args(RegionKind)}")
 
 
 def check_unit(unit: str) -> None:

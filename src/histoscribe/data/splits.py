@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 
 from histoscribe.errors import ConfigError, DataError
 
-SplitUnit = Literal["patient", "section", "strip"]
+SplitUnit = Literal["patient", "section", "strip", "none"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Split:
         train: Slide ids.
         test: Slide ids; none is in `train`.
         unit: What was kept apart. "patient" is honest; "section" lets sections of one patient
-            stand on both sides and is optimistic; "strip" splits within a slide.
+            stand on both sides and is optimistic; "strip" splits within a slide; "none" trains on
+            all and tests nothing, and is the only one without test slides.
         seed: Seed of a random split, or None.
     """
 
@@ -30,8 +31,16 @@ class Split:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.train or not self.test:
-            raise DataError("a split needs slides on both sides; add slides to the study")
+        if not self.train or (not self.test and self.unit != "none"):
+            raise DataError(
+                "a split needs slides on both sides; add slides to the study, or train on all and "
+                "test nothing with unit='none'"
+            )
+        if self.test and self.unit == "none":
+            raise DataError(
+                f"slide {self.test[0]} is to be tested by a split with unit='none', which tests "
+                "nothing; give a unit, or no test slides"
+            )
         if self.unit == "strip":
             return
         both = sorted(set(self.train) & set(self.test))

@@ -10,7 +10,7 @@ from histoscribe.data.bags import BagConfig
 from histoscribe.data.context import colour_of_blocks
 from histoscribe.data.genes import GenePanel
 from histoscribe.models.baselines.ridge import fit_ridge
-from histoscribe.train.assemble import SlideBags, SlideData, cut_bags, measure_bags
+from histoscribe.train.assemble import SlideBags, SlideData, cut_bags, first_parts, measure_bags
 from histoscribe.train.targets import TargetSpace
 
 ALPHAS = tuple(float(a) for a in 10.0 ** np.arange(-1.0, 7.01, 0.25))
@@ -19,6 +19,8 @@ ALPHAS = tuple(float(a) for a in 10.0 ** np.arange(-1.0, 7.01, 0.25))
 TRAINING_MEAN = "training mean"
 CELL_RIDGE = "cell features + ridge"
 STRONG_RIDGE = "strong ridge"
+FEW = 3
+"""Regions of a left-out group below which a penalty is chosen by the squared error."""
 STRONG_RIDGE_BY_SLIDE = "strong ridge, z-scored by slide"
 
 Views = list[Float[np.ndarray, "bag feature"]]
@@ -32,10 +34,12 @@ class Recipe:
         see: What is seen of the bags, in parts.
         is_by_slide: Z-score each slide by itself (which looks at all images of a test slide, at
             no expression), else by the training slides.
+        is_within_slides: Compares the regions of a slide, of which a whole sample has but one.
     """
 
     see: Callable[[SlideBags, BagConfig], Views]
     is_by_slide: bool = False
+    is_within_slides: bool = False
 
 
 def _colour(bags: SlideBags, config: BagConfig) -> Views:
@@ -66,10 +70,10 @@ def _everything(bags: SlideBags, config: BagConfig) -> Views:
 
 RIDGES = {
     "colour + ridge": Recipe(_colour),
-    "coordinates + ridge": Recipe(_place),
+    "coordinates + ridge": Recipe(_place, is_within_slides=True),
     CELL_RIDGE: Recipe(_cells),
     STRONG_RIDGE: Recipe(_everything),
-    STRONG_RIDGE_BY_SLIDE: Recipe(_everything, is_by_slide=True),
+    STRONG_RIDGE_BY_SLIDE: Recipe(_everything, is_by_slide=True, is_within_slides=True),
 }
 """Baselines by name. The strong ridge sees what the model sees, context to 1 mm included."""
 
@@ -83,6 +87,7 @@ def predict_baselines(
 ) -> dict[str, list[Float32[np.ndarray, "region gene"]]]:
     """Fit every baseline on the training slides and predict the test slides.
 
+    A sample of several slides is a row for each of them to a ridge, and one to the training mean.
     Penalties are chosen by leaving one training slide out (five folds of regions where there is
     one training slide), then the ridge is fitted on all of them.
 
@@ -101,12 +106,23 @@ def predict_baselines(
     measured = [measure_bags(part, panel, space) for part in cut_train]
     y, is_whole = _complete(measured)
     groups = _groups(cut_train)[is_whole]
-    mean = y[is_whole].mean(axis=0)
+    # A correlation over one or two regions that are left out says nothing of a penalty.
+    by = "mse" if np.unique(groups, return_counts=True)[1].min() < FEW else "pcc"
+    is_first = np.concatenate(
+        [
+            np.isin(np.arange(len(part)), rows)
+            for part, rows in zip(cut_train, first_parts(cut_train), strict=True)
+        ]
+    )
+    mean = y[is_whole & is_first].mean(axis=0)
     answers = {TRAINING_MEAN: [_spread(part, np.tile(mean, (len(part), 1))) for part in cut_test]}
+    has_places = all(np.isfinite(slide.regions.xy_um).all() for slide in (*train, *test))
     for name, recipe in RIDGES.items():
+        if recipe.is_within_slides and not has_places:
+            continue
         x_train = np.concatenate(_see(recipe, cut_train, bags))
         x_test = _see(recipe, cut_test, bags)
-        ridge = fit_ridge(x_train[is_whole], y[is_whole], groups, ALPHAS)
+        ridge = fit_ridge(x_train[is_whole], y[is_whole], groups, ALPHAS, choose_by=by)
         answers[name] = [
             _spread(part, ridge.predict(x)) for part, x in zip(cut_test, x_test, strict=True)
         ]

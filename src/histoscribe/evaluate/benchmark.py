@@ -200,6 +200,11 @@ def benchmark(
         DataError: If a slide of the split is missing.
     """
     split = checkpoint.split
+    if not split.test:
+        raise DataError(
+            "the checkpoint was fitted on all slides and kept none to be scored on; score a fit "
+            "that left some out"
+        )
     train, test = _pick(slides, split.train), _pick(slides, split.test)
     space = checkpoint.scaling.target.space
     answers = {
@@ -324,6 +329,12 @@ def describe_protocol(split: Split, slides: Sequence[SlideData]) -> str:
     patient_of = {slide.slide_id: slide.patient_id for slide in slides}
     shared = {patient_of[s] for s in split.train} & {patient_of[s] for s in split.test}
     text = f"Trained on {', '.join(split.train)}; tested on {', '.join(split.test)}."
+    kinds = [
+        sorted({slide.regions.kind for slide in slides if slide.slide_id in side})
+        for side in (split.train, split.test)
+    ]
+    if kinds[0] != kinds[1]:
+        text += f" Trained on {' and '.join(kinds[0])} regions, tested on {' and '.join(kinds[1])}."
     if split.unit == "strip":
         return (
             f"{text} Illustration, not evidence: strips of one slide; patient, stain and scan are "

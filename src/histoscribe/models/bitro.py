@@ -120,7 +120,7 @@ class Bitro(nn.Module):
         """
         self._check(batch)
         config = self.config
-        context = self.context(batch.field) if config.has_context else None
+        context = self.look_around(batch)
         by_context = None
         if context is not None:
             by_context = self.context_readout(average_blocks(context, batch))
@@ -140,6 +140,10 @@ class Bitro(nn.Module):
             return Answer(by_cells, (by_cells,), share, is_pooled)
         mixed = torch.lerp(by_context, by_cells, config.cell_share)
         return Answer(mixed, (by_context, by_cells), share, is_pooled)
+
+    def look_around(self, batch: BagBatch) -> Float[Tensor, "block c"] | None:
+        """What surrounds each block, as a vector; None where the model does not look at it."""
+        return self.context(batch.field) if self.config.has_context else None
 
     def stream(self, n_bags: int) -> BagStream:
         """What answers some bags that come block by block, as `forward` would have them whole.
@@ -161,7 +165,7 @@ class Bitro(nn.Module):
     def _see(self, batch: BagBatch) -> tuple[Tensor | None, Tensor | None]:
         """Context of each block, and features of each cell, of the branches that there are."""
         self._check(batch)
-        context = self.context(batch.field) if self.config.has_context else None
+        context = self.look_around(batch)
         return context, self.cells(batch, context).h if self.config.has_cells else None
 
     def _conclude(

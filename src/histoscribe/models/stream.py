@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from histoscribe.data.bags import BagBatch
+from histoscribe.errors import DataError
 from histoscribe.nn.ragged import segment_sum
 from histoscribe.nn.streaming import GenePool
 
@@ -40,7 +41,7 @@ class BagStream:
     ) -> None:
         self.n_bags, self.n_genes = n_bags, n_genes
         self.see, self.queries, self.conclude = see, queries, conclude
-        self.n_inside = torch.zeros(n_bags, 1, dtype=torch.float64)
+        self.n_inside: Tensor | None = None
         self.context: Tensor | None = None
         self.cells: Tensor | None = None
         self.pool: GenePool | None = None
@@ -51,7 +52,8 @@ class BagStream:
         context, h = self.see(batch)
         inside = batch.is_inside.double()[:, None]
         n_of_block = segment_sum(inside, batch.block_of_cell, batch.n_blocks)
-        self.n_inside += segment_sum(n_of_block, batch.bag_of_block, self.n_bags)
+        n_seen = segment_sum(n_of_block, batch.bag_of_block, self.n_bags)
+        self.n_inside = n_seen if self.n_inside is None else self.n_inside + n_seen
         if context is not None:
             seen = segment_sum(context.double() * n_of_block, batch.bag_of_block, self.n_bags)
             self.context = seen if self.context is None else self.context + seen
@@ -60,18 +62,20 @@ class BagStream:
             self.cells = seen if self.cells is None else self.cells + seen
             if self.queries is not None:
                 if self.pool is None:
-                    self.pool = GenePool.start(self.n_bags, self.n_genes, h.shape[1])
+                    self.pool = GenePool.start(
+                        self.n_bags, self.n_genes, h.shape[1], dtype=h.dtype, device=h.device
+                    )
                 self.pool = self.pool.add(h, self.queries, batch.is_inside, batch.bag_of_cell)
 
     @torch.no_grad()
     def answer(self) -> Float[Tensor, "bag gene"]:
         """Expression of each bag; NaN for a bag of which no cell was seen."""
-        context = None if self.context is None else (self.context / self.n_inside).float()
+        context = None if self.context is None else self._mean(self.context)
         if self.pool is not None:
             return self.conclude(context, self.pool.pooled())
         if self.cells is None:
             return self.conclude(context, None)
-        mean = (self.cells / self.n_inside).float()
+        mean = self._mean(self.cells)
         return self.conclude(context, mean[:, None].expand(-1, self.n_genes, -1))
 
     @torch.no_grad()
@@ -79,7 +83,7 @@ class BagStream:
         """Share of each cell in its bag, once all blocks were seen; 0 for context cells."""
         inside = batch.is_inside.float()[:, None]
         if self.pool is None or self.queries is None:
-            even = inside / self.n_inside.float()[batch.bag_of_cell]
+            even = inside / self._count().float()[batch.bag_of_cell]
             return even.expand(-1, self.n_genes)
         _, h = self.see(batch)
         assert h is not None
@@ -88,7 +92,15 @@ class BagStream:
     def represent(self) -> Float[Tensor, "bag d"]:
         """Each bag as one vector: its mean context and the mean of its cells' features."""
         parts = [part for part in (self.context, self.cells) if part is not None]
-        return torch.cat([(part / self.n_inside).float() for part in parts], dim=1)
+        return torch.cat([self._mean(part) for part in parts], dim=1)
+
+    def _mean(self, total: Float[Tensor, "bag d"]) -> Float[Tensor, "bag d"]:
+        return (total / self._count()).float()
+
+    def _count(self) -> Float[Tensor, "bag 1"]:
+        if self.n_inside is None:
+            raise DataError("nothing was seen yet; add blocks first")
+        return self.n_inside
 
 
 def average_blocks(values: Float[Tensor, "block d"], batch: BagBatch) -> Float[Tensor, "bag d"]:

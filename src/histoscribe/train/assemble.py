@@ -158,7 +158,9 @@ def cut_bags(slide: SlideData, config: BagConfig) -> SlideBags:
     Raises:
         DataError: If no region of the slide has a nucleus.
     """
-    blocks = slide.blocks or blocks_of(slide.regions, slide.cells.xy_um, config)
+    blocks = slide.blocks
+    if blocks is None:
+        blocks = blocks_of(slide.regions, slide.cells.xy_um, config)
     members = assign_to_blocks(slide.cells.xy_um, blocks, config.ring_um)
     descriptors = describe_blocks(slide.cells, slide.tiles, blocks, config)
     is_kept = np.bincount(members.region[members.is_inside], minlength=len(blocks)) > 0
@@ -270,6 +272,20 @@ def _number(names: Sequence[Sequence[tuple[str, ...]]]) -> Int64[np.ndarray, " p
             "give a slide that is shared by regions of its own names"
         )
     return numbers
+
+
+def first_parts(bags: Sequence[SlideBags]) -> list[Int64[np.ndarray, " bag"]]:
+    """For each slide, those of its bags whose region is on no slide before it.
+
+    What is fitted on regions counts a sample of several slides once.
+    """
+    seen: set[tuple[str, ...]] = set()
+    rows = []
+    for part in bags:
+        names = _names_of(part)
+        rows.append(np.array([i for i, name in enumerate(names) if name not in seen], np.int64))
+        seen.update(names)
+    return rows
 
 
 def measure_bags(

@@ -22,6 +22,7 @@ from histoscribe.data.atomic import replacing
 from histoscribe.data.bags import BagConfig
 from histoscribe.data.genes import GenePanel
 from histoscribe.data.provenance import Provenance
+from histoscribe.data.regions import RegionSize
 from histoscribe.data.splits import Split
 from histoscribe.errors import ConfigError, DataError, MismatchError
 from histoscribe.models.predictor import MODELS, Predictor
@@ -61,6 +62,7 @@ class Checkpoint:
         panel: Genes, in the order of the output.
         bags: How bags are cut.
         encoder_id: Encoder of the cells it was trained on.
+        region_size: What kind of regions it was trained on, how large and how far apart.
         split: Slides it was trained on, and those kept from it.
         fit_settings: Every field of the FitConfig.
         report: For each net: held-out slides, best epoch, score, number of epochs.
@@ -75,6 +77,7 @@ class Checkpoint:
     panel: GenePanel
     bags: BagConfig
     encoder_id: str
+    region_size: RegionSize
     split: Split
     fit_settings: Mapping[str, Any]
     report: tuple[Mapping[str, Any], ...]
@@ -156,6 +159,7 @@ class Checkpoint:
                 ),
                 bags=BagConfig(**{**record["bags"], "rings_um": tuple(record["bags"]["rings_um"])}),
                 encoder_id=record["encoder_id"],
+                region_size=RegionSize(**record["regions"]),
                 split=Split(
                     tuple(record["split"]["train"]),
                     tuple(record["split"]["test"]),
@@ -208,6 +212,7 @@ class Checkpoint:
             "panel": asdict(self.panel),
             "bags": asdict(self.bags),
             "encoder_id": self.encoder_id,
+            "regions": asdict(self.region_size),
             "split": asdict(self.split),
             "fit_settings": dict(self.fit_settings),
             "report": [dict(net) for net in self.report],
@@ -270,4 +275,9 @@ def _read_record(folder: Path) -> dict[str, Any]:
         raise DataError(f"corrupted checkpoint: {path} cannot be read; fit again") from error
     if not is_ours:
         raise DataError(f"{path} is of format {record['format']!r}, wanted {FORMAT}; fit again")
+    if "regions" not in record:
+        raise DataError(
+            f"{path} does not say what regions it was fitted on: an earlier version wrote it. Fit "
+            "again, or predict with the version that made it"
+        )
     return record

@@ -11,36 +11,29 @@ see nothing but through the choice of the epoch. A held-out score is thus the be
 slide that the scales know: it decides when to stop, and is never a result.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Int64
-from torch import Tensor, nn
 
-from histoscribe import __version__
 from histoscribe.data.bags import BagConfig
 from histoscribe.data.genes import GenePanel
-from histoscribe.data.provenance import Provenance
-from histoscribe.data.regions import RegionKind
+from histoscribe.data.regions import RegionSize
 from histoscribe.data.splits import Split, check_split
-from histoscribe.errors import ConfigError, DataError, MismatchError
+from histoscribe.errors import ConfigError, DataError
 from histoscribe.train.assemble import (
-    AssembledBags,
     SlideBags,
     SlideData,
     assemble,
     check_one_encoder,
     cut_bags,
+    first_parts,
     measure_bags,
 )
-from histoscribe.train.checkpoint import Adapters, Checkpoint, build_model, find_model
+from histoscribe.train.checkpoint import Checkpoint
 from histoscribe.train.fit_config import FitConfig, check_device
-from histoscribe.train.lora import insert_adapters, take_out
-from histoscribe.train.net_task import FitLog, FittedNet, NetTask
+from histoscribe.train.net_task import FitLog
+from histoscribe.train.nets import Ready, train_nets
 from histoscribe.train.scaling import (
     Scaling,
     TargetScaling,
@@ -52,15 +45,9 @@ from histoscribe.train.scaling import (
 from histoscribe.train.transfer import (
     Start,
     carry_scaling,
-    carry_weights,
     check_start,
     check_unseen,
-    freeze_all_but_genes,
-    gene_tensors,
 )
-
-N_PARTS = 3
-"""Inner folds of a single training slide."""
 
 
 def fit(  # noqa: PLR0913 - the data; then, by name, one setting of each part
@@ -96,14 +83,33 @@ def fit(  # noqa: PLR0913 - the data; then, by name, one setting of each part
         ConfigError: If a setting is not known.
         MissingExtra: If this machine has no such device.
     """
-    from histoscribe.train.loop import train_net  # Lightning takes seconds to import
+    config = config or FitConfig()
+    ready = make_ready(
+        slides, split, panel, config=config, bags=bags, model_settings=model_settings, start=start
+    )
+    return train_nets(ready, config, ready.model_settings, log or FitLog())
 
-    config, log = config or FitConfig(), log or FitLog()
+
+def make_ready(
+    slides: Sequence[SlideData],
+    split: Split,
+    panel: GenePanel,
+    *,
+    config: FitConfig,
+    bags: BagConfig | None = None,
+    model_settings: Mapping[str, Any] | None = None,
+    start: Start | None = None,
+) -> Ready:
+    """Cut bags and fit what is fitted beside the nets; arguments and faults are those of `fit`.
+
+    Learning rate, dropout and weight of the cluster loss have no part in it: nets of any of them
+    can be trained on what comes back.
+    """
     bags = _bag_config(bags, start)
     check_device(config)
     training = _training_slides(slides, split)
     encoder_id = check_one_encoder(training)
-    kind = _one_kind(training)
+    _check_one_kind(training)
     cut = [cut_bags(slide, bags) for slide in training]
     given = model_settings or {}
     if start is None:
@@ -114,41 +120,8 @@ def fit(  # noqa: PLR0913 - the data; then, by name, one setting of each part
         target = fit_target_scaling(cut, panel, config)
         scaling = carry_scaling(start.checkpoint, target, panel, start.config)
     assembled = assemble(cut, scaling, panel, has_target=True)
-    settings = _model_config(config.model, given, assembled)
-    provenance = _provenance(training, panel, config, bags, settings, start)
-    resolved = replace(config, cluster_weight=config.cluster_weight_of(kind))
-    folds = inner_folds(assembled, config.n_folds)
-    tasks = _plan(folds, config, provenance.key)
-    carried = None if start is None else carry_weights(start.checkpoint, panel)
-    fitted = []
-    for task in tasks:
-        net = build_model(config.model, settings, task.seed)
-        if start is not None and carried is not None:
-            _begin(net, carried[task.net % len(carried)], start, task.seed)
-        fitted.append(train_net(net, assembled, task, resolved, log, is_start=start is not None))
-    nets, adapters = _take_apart(fitted, start)
-    return Checkpoint(
-        model=config.model,
-        model_settings=settings,
-        nets=nets,
-        adapters=adapters,
-        scaling=scaling,
-        panel=panel,
-        bags=bags,
-        encoder_id=encoder_id,
-        split=split,
-        fit_settings=asdict(resolved),
-        report=tuple(
-            {
-                "held_out": sorted({training[i].slide_id for i in _slides_of(assembled, task)}),
-                "best_epoch": net.best_epoch,
-                "best_score": net.best_score,
-                "n_epochs": net.n_epochs,
-            }
-            for task, net in zip(tasks, fitted, strict=True)
-        ),
-        provenance=provenance,
-    )
+    size = usual_size(training)
+    return Ready(training, split, panel, bags, encoder_id, size, assembled, given, start)
 
 
 def fit_scaling(bags: Sequence[SlideBags], panel: GenePanel, config: FitConfig) -> Scaling:
@@ -173,39 +146,13 @@ def fit_target_scaling(
     bags: Sequence[SlideBags], panel: GenePanel, config: FitConfig
 ) -> TargetScaling:
     """Mean and deviation of each gene over the training regions."""
+    once = first_parts(bags)
     measured = [measure_bags(part, panel, config.target_space) for part in bags]
     return fit_target(
-        np.concatenate([values for values, _ in measured]),
-        np.concatenate([is_observed for _, is_observed in measured]),
+        np.concatenate([y[rows] for (y, _), rows in zip(measured, once, strict=True)]),
+        np.concatenate([seen[rows] for (_, seen), rows in zip(measured, once, strict=True)]),
         config.target_space,
     )
-
-
-def inner_folds(assembled: AssembledBags, n_folds: int) -> Int64[np.ndarray, " bag"]:
-    """Inner fold of each bag: by patient, or by slide where there is one patient.
-
-    Where there is one slide only, it is cut along x into three parts of equal size, without a
-    buffer: context then crosses the border, which flatters the held-out score; it decides nothing
-    but when to stop.
-
-    Raises:
-        DataError: If one slide has fewer regions than parts.
-    """
-    patients = [slide.patient_id for slide in assembled.slides]
-    units = patients if len(set(patients)) > 1 else [s.slide_id for s in assembled.slides]
-    names = list(dict.fromkeys(units))
-    if len(names) == 1:
-        x, y = assembled.slides[0].regions.xy_um[assembled.row_of_bag].T
-        if len(x) < N_PARTS:
-            raise DataError(
-                f"{len(x)} training regions with nuclei on the only training slide; wanted at "
-                f"least {N_PARTS}, to stop on a part that is not trained on. Add slides"
-            )
-        fold = np.empty(len(x), dtype=np.int64)
-        fold[np.lexsort((y, x))] = np.arange(len(x)) * N_PARTS // len(x)
-        return fold
-    fold_of_slide = np.array([names.index(unit) % n_folds for unit in units])
-    return fold_of_slide[assembled.slide_of_bag]
 
 
 def _training_slides(slides: Sequence[SlideData], split: Split) -> list[SlideData]:
@@ -230,122 +177,19 @@ def _bag_config(given: BagConfig | None, start: Start | None) -> BagConfig:
     return old
 
 
-def _one_kind(slides: Sequence[SlideData]) -> RegionKind:
+def _check_one_kind(slides: Sequence[SlideData]) -> None:
     kinds = sorted({slide.regions.kind for slide in slides})
     if len(kinds) > 1:
         raise DataError(
             f"training slides have regions of {' and '.join(kinds)}; fit on one kind, then on the "
             "other with --from"
         )
-    return slides[0].regions.kind
 
 
-def _begin(net: nn.Module, weights: Mapping[str, Tensor], start: Start, seed: int) -> None:
-    """Give a new net the weights that were carried over, and let learn what is to learn."""
-    try:
-        net.load_state_dict(dict(weights))
-    except RuntimeError as error:
-        raise MismatchError(
-            f"the weights are not those of this version's model ({error}); fit the checkpoint again"
-        ) from error
-    if start.config.mode == "full":
-        return
-    genes = gene_tensors(net)
-    freeze_all_but_genes(net)
-    if start.config.mode == "lora":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            insert_adapters(net, start.config.lora)
-        for name, parameter in net.named_parameters():
-            if name in genes:
-                parameter.requires_grad_(True)
-
-
-def _take_apart(
-    fitted: Sequence[FittedNet], start: Start | None
-) -> tuple[tuple[Mapping[str, Tensor], ...], Adapters | None]:
-    """The weights of the nets, and their adapters where there are some."""
-    if start is None or start.config.mode != "lora":
-        return tuple(net.weights for net in fitted), None
-    parts = [take_out(net.weights) for net in fitted]
-    adapters = Adapters(
-        tuple(adapters for _, adapters in parts), start.config.lora, start.checkpoint.model_id
-    )
-    return tuple(weights for weights, _ in parts), adapters
-
-
-def _model_config(model: str, given: Mapping[str, Any], assembled: AssembledBags) -> dict[str, Any]:
-    """Every field of the model's config: sizes from the data, the rest given or by default."""
-    batch = assembled.batch
-    assert batch.target is not None
-    sizes = {
-        "n_features": batch.features.shape[1],
-        "n_descriptors": batch.field.shape[2],
-        "n_rings": batch.field.shape[1],
-        "n_genes": batch.target.shape[1],
-    }
-    fixed = sorted(name for name in set(sizes) & set(given) if given[name] != sizes[name])
-    if fixed:
-        raise ConfigError(f"{fixed[0]} is told by the data; leave it out of the model's settings")
-    _, config_class = find_model(model)
-    try:
-        return asdict(config_class(**{**given, **sizes}))
-    except TypeError as error:
-        raise ConfigError(f"settings of model {model}: {error}") from error
-
-
-def _provenance(
-    slides: Sequence[SlideData],
-    panel: GenePanel,
-    config: FitConfig,
-    bags: BagConfig,
-    model_settings: Mapping[str, Any],
-    start: Start | None,
-) -> Provenance:
-    inputs = {"panel": hashlib.sha256("\n".join(panel.ids).encode()).hexdigest()}
+def usual_size(slides: Sequence[SlideData]) -> RegionSize:
+    """The size of most regions of the slides; of equals, the first."""
+    count: dict[RegionSize, int] = {}
     for slide in slides:
-        inputs[f"{slide.slide_id}/cells"] = slide.cells.provenance.key
-        inputs[f"{slide.slide_id}/tiles"] = slide.tiles.provenance.key
-        inputs[f"{slide.slide_id}/regions"] = _hash_regions(slide)
-    settings = {"fit": asdict(config), "bags": asdict(bags), "model": dict(model_settings)}
-    if start is not None:
-        settings["transfer"] = asdict(start.config)
-        inputs["from"] = start.checkpoint.model_id
-        for name, key in start.checkpoint.provenance.inputs.items():
-            inputs[f"from/{name}"] = key
-    return Provenance(f"histoscribe {__version__} fit", settings, inputs)
-
-
-def _hash_regions(slide: SlideData) -> str:
-    """Of the regions themselves: a part of a table has the provenance of the whole."""
-    regions = slide.regions
-    digest = hashlib.sha256("\n".join((*regions.region_id, *regions.genes.ids)).encode())
-    digest.update(regions.xy_um.tobytes())
-    if regions.expression is not None:
-        for part in ("data", "indices", "indptr"):
-            digest.update(np.ascontiguousarray(getattr(regions.expression, part)).tobytes())
-    return digest.hexdigest()
-
-
-def _plan(fold: Int64[np.ndarray, " bag"], config: FitConfig, key: str) -> list[NetTask]:
-    held_out = [f for _ in range(config.n_repeats) for f in np.unique(fold)]
-    # Nets draw from streams of their own, whatever their number.
-    seeds = [
-        int(np.random.SeedSequence([config.seed, net]).generate_state(1)[0])
-        for net in range(len(held_out))
-    ]
-    return [
-        NetTask(
-            net=net,
-            n_nets=len(held_out),
-            seed=seeds[net],
-            train=torch.from_numpy(np.flatnonzero(fold != f)),
-            held_out=torch.from_numpy(np.flatnonzero(fold == f)),
-            key=key,
-        )
-        for net, f in enumerate(held_out)
-    ]
-
-
-def _slides_of(assembled: AssembledBags, task: NetTask) -> set[int]:
-    return set(assembled.slide_of_bag[task.held_out.numpy()].tolist())
+        size = slide.regions.size
+        count[size] = count.get(size, 0) + len(slide.regions)
+    return max(count, key=lambda size: count[size])

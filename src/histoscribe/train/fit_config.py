@@ -1,7 +1,7 @@
 """How a model is fitted, and where."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -39,7 +39,8 @@ class FitConfig:
         max_epochs: At most.
         patience: Epochs without a better held-out score before a net stops.
         stop_on: What is better: a higher mean PCC of the genes over the held-out regions of a
-            slide, or a lower loss, which a few regions, or one, give as well.
+            slide, or a lower loss, which a few regions, or one, give as well. Null takes the loss
+            for bulk, whose folds may hold one patient, and the PCC for spots.
         n_folds: Inner folds at most; units (patients, else slides) are dealt out to them.
         n_repeats: Nets for each inner fold, with different seeds.
         device: Where the nets are trained.
@@ -61,7 +62,7 @@ class FitConfig:
     blocks_in_scoring: int = 256
     max_epochs: int = 30
     patience: int = 8
-    stop_on: Literal["gene_pcc", "loss"] = "gene_pcc"
+    stop_on: Literal["gene_pcc", "loss"] | None = None
     n_folds: int = 5
     n_repeats: int = 1
     device: Literal["cpu", "cuda", "mps"] = "cpu"
@@ -87,11 +88,15 @@ class FitConfig:
                     f"fit.{name} = {getattr(self, name)}; give a finite number above 0"
                 )
 
-    def cluster_weight_of(self, kind: RegionKind) -> float:
-        """The weight of the cluster loss for regions of a kind."""
-        if self.cluster_weight is not None:
-            return self.cluster_weight
-        return BULK_CLUSTER_WEIGHT if kind == "bulk" else 0.0
+    def resolve(self, kind: RegionKind) -> "FitConfig":
+        """The same with every setting that is null given the value it has for regions of a kind."""
+        is_bulk = kind == "bulk"
+        weight = self.cluster_weight
+        if weight is None:
+            weight = BULK_CLUSTER_WEIGHT if is_bulk else 0.0
+        return replace(
+            self, cluster_weight=weight, stop_on=self.stop_on or ("loss" if is_bulk else "gene_pcc")
+        )
 
 
 def check_device(config: FitConfig) -> None:

@@ -23,17 +23,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from histoscribe.data.bags import BagBatch
-from histoscribe.errors import DataError, MismatchError
+from histoscribe.errors import ConfigError, DataError
 from histoscribe.train.assemble import AssembledBags
 from histoscribe.train.draw import BagOrder, Bags, Draw, in_portions, mix
 from histoscribe.train.fit_config import FitConfig
 from histoscribe.train.losses import expression_loss, objective
-from histoscribe.train.net_task import Epoch, FitLog, FittedNet, NetTask
+from histoscribe.train.net_task import DivergenceError, Epoch, FitLog, FittedNet, NetTask
 from histoscribe.train.processes import find_processes, weigh_loss
 from histoscribe.train.state import SafetensorsCheckpointIO, read_state, write_state
 
 SCORE = {"gene_pcc": "held_out_gene_pcc", "loss": "minus_held_out_loss"}
-"""What is logged by what nets stop on; higher is better."""
+"""Names of the held-out score by what nets stop on."""
 
 
 class NetModule(pl.LightningModule):
@@ -45,6 +45,7 @@ class NetModule(pl.LightningModule):
         super().__init__()
         self.net, self.config, self.seed = net, config, task.seed
         self.processes = find_processes()
+        self.score_name = name_score(config)
         self.held_out_slide = group_for_scoring(assembled)[task.held_out]
         self.target = assembled.scaling.target
         self.outputs: list[tuple[Tensor, Tensor, Tensor | None]] = []
@@ -74,7 +75,7 @@ class NetModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Score the held-out regions."""
         size = len(self.held_out_slide)
-        self.log(SCORE[self.config.stop_on], self.score_answers(), batch_size=size)
+        self.log(self.score_name, self.score_answers(), batch_size=size)
         if self.losses:
             self.log("train_loss", torch.stack(self.losses).mean(), batch_size=size)
 
@@ -88,13 +89,15 @@ class NetModule(pl.LightningModule):
         """How good the answers are; higher is better.
 
         The loss with a minus, or the mean per-gene PCC within each held-out slide (over all
-        patients, for bulk), mean over slides; z-scores do as well.
+        patients, for bulk), mean over slides; z-scores do as well. NaN if an answer is no number.
         """
         answer = torch.cat([a for a, _, _ in self.outputs])
         target = torch.cat([t for _, t, _ in self.outputs])
         seen = [o for _, _, o in self.outputs if o is not None]
         is_observed = torch.cat(seen) if seen else torch.ones_like(target, dtype=torch.bool)
         self.outputs.clear()
+        if not bool(torch.isfinite(answer).all()):
+            return math.nan  # a correlation would pass over it
         if self.config.stop_on == "loss":
             return -float(expression_loss(answer, target, is_observed))
         scores = [
@@ -122,13 +125,13 @@ class KeepBest(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare, and copy if better."""
         assert isinstance(pl_module, NetModule)
-        score = float(trainer.callback_metrics[SCORE[pl_module.config.stop_on]])
+        score = float(trainer.callback_metrics[pl_module.score_name])
         self.consider(pl_module.net, score, trainer.current_epoch + 1)
 
     def consider(self, net: nn.Module, score: float, epoch: int) -> None:
         """Copy the weights of the net if it is better than any before."""
         if not math.isfinite(score):
-            raise MismatchError(
+            raise DivergenceError(
                 f"the net diverged in epoch {epoch} (score {score}); lower the "
                 "learning rate or check the features for outliers"
             )
@@ -162,7 +165,7 @@ class KeepState(Callback):
             self.written_at = time.monotonic()
         if self.settings.on_epoch and trainer.is_global_zero:
             assert isinstance(pl_module, NetModule)
-            score = float(trainer.callback_metrics[SCORE[pl_module.config.stop_on]])
+            score = float(trainer.callback_metrics[pl_module.score_name])
             epoch, most = trainer.current_epoch + 1, int(trainer.max_epochs or 0)
             self.settings.on_epoch(Epoch(self.task.net, self.task.n_nets, epoch, most, score))
 
@@ -190,7 +193,7 @@ def train_net(
         is_start: The net has learned elsewhere: as it is, it may be the best, as epoch 0.
 
     Raises:
-        MismatchError: If the net diverged.
+        DivergenceError: If the net diverged.
     """
     finished = state = None
     processes = find_processes()
@@ -202,7 +205,7 @@ def train_net(
     best = KeepBest()
     module = NetModule(net, assembled, task, config)
     stop = EarlyStopping(
-        SCORE[config.stop_on], mode="max", patience=config.patience, check_finite=False
+        name_score(config), mode="max", patience=config.patience, check_finite=False
     )
     with _quiet(), _forked(config.device):
         trainer = pl.Trainer(
@@ -271,6 +274,13 @@ def mean_gene_pcc(
     norm = (xx * yy).sqrt()
     r = torch.where(norm > 0, (x * y).sum(0) / norm.clamp(min=1e-300), 0.0)
     return float(r[counts].mean())
+
+
+def name_score(config: FitConfig) -> str:
+    """What the held-out score is called; higher is better."""
+    if config.stop_on is None:
+        raise ConfigError("fit.stop_on is not resolved; call resolve() first")
+    return SCORE[config.stop_on]
 
 
 def group_for_scoring(assembled: AssembledBags) -> Int64[Tensor, " bag"]:

@@ -7,6 +7,12 @@ from pathlib import Path
 from jaxtyping import Int64
 from torch import Tensor
 
+from histoscribe.errors import MismatchError
+
+
+class DivergenceError(MismatchError):
+    """A net whose weights or answers are no longer numbers."""
+
 
 @dataclass(frozen=True)
 class Epoch:

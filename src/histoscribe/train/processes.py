@@ -1,4 +1,9 @@
-"""Several processes that fit together, as `torchrun` starts them; one, where it does not."""
+"""Several processes that fit together, as `torchrun` starts them; one, where it does not.
+
+They share each batch and come to the weights of one process, up to what is drawn by chance:
+dropout, the cells of a block that enter, and the cluster loss, which compares the cells of a
+process's share only.
+"""
 
 import os
 from dataclasses import dataclass
@@ -60,4 +65,4 @@ def weigh_loss(loss: Tensor, n_observed: int | Tensor, processes: Processes) -> 
     own = torch.as_tensor(n_observed, dtype=torch.float64, device=loss.device)
     total = own.clone()
     distributed.all_reduce(total)
-    return loss * (own * processes.n / total).to(loss.dtype)
+    return loss * (own * processes.n / total.clamp(min=1)).to(loss.dtype)

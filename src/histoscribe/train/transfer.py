@@ -116,13 +116,28 @@ def check_start(
 
 
 def check_unseen(start: Checkpoint, slides: Sequence[SlideData], split: Split) -> None:
-    """MismatchError if the checkpoint was trained on a slide that is to be tested."""
-    seen = {key for name, key in start.provenance.inputs.items() if name.endswith("/cells")}
+    """MismatchError if the checkpoint was trained on a slide, or patient, that is to be tested.
+
+    A slide is known by its image, however it was prepared; patients count where the split is by
+    patient.
+    """
+    seen = set(start.provenance.inputs.items())
+    known = {name.rpartition("/")[2] + " " + value for name, value in seen}
     for slide in slides:
-        if slide.slide_id in split.test and slide.cells.provenance.key in seen:
+        if slide.slide_id not in split.test:
+            continue
+        made = slide.cells.provenance
+        marks = {f"cells {made.key}", f"image {made.inputs.get('slide')}"}
+        if marks & known:
             raise MismatchError(
                 f"the checkpoint was trained on tissue of {slide.slide_id}, which is to be tested; "
                 "test on other slides, or start from a checkpoint that has not seen it"
+            )
+        if split.unit == "patient" and f"patient {slide.patient_id}" in known:
+            raise MismatchError(
+                f"the checkpoint was trained on patient {slide.patient_id}, who is to be tested; "
+                "test on other patients, start from a checkpoint that has not seen them, or, "
+                "knowing that the score will be optimistic, split with --unit section"
             )
 
 
