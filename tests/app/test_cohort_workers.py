@@ -50,7 +50,13 @@ def start(*words: object) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=hear_interrupts,
     )
+
+
+def hear_interrupts() -> None:
+    """Shells start what runs in the background deaf to SIGINT, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(*words: object, code: int = 0) -> str:
@@ -79,6 +85,11 @@ def begun(study: Path) -> dict[str, int]:
         if path.exists():
             found[name] = int(path.read_text().split('"process ')[1].split()[0])
     return found
+
+
+def is_worked_on(study: Path) -> bool:
+    """Whether some process that began a sample still lives; others may have died before."""
+    return any(Path(f"/proc/{pid}").exists() for pid in begun(study).values())
 
 
 def is_alive(group: int) -> bool:
@@ -126,7 +137,7 @@ def test_a_worker_that_is_killed_stops_nobody(alone, fresh):
 def test_an_end_from_outside_leaves_no_process_and_no_lock(alone, fresh, call):
     for is_asked in (True, False):
         process = start("prepare", fresh, *TOY_PARTS, "--workers", 2)
-        wait_for(lambda pid=process.pid: begun(fresh) or not is_alive(pid))
+        wait_for(lambda pid=process.pid: is_worked_on(fresh) or not is_alive(pid))
         if is_asked:
             os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
         else:
