@@ -42,7 +42,7 @@ from histoscribe.train.fit import fit
 from histoscribe.train.fit_config import FitConfig
 from histoscribe.train.gene_panel import PanelConfig, choose_panel
 from histoscribe.train.targets import measure
-from transfer import SECTIONS, as_kind
+from transfer_jobs import SECTIONS, as_kind
 
 N_GENES, SEEDS, WINDOW = 250, (0, 1, 2), 64
 RINGS = BagConfig()
