@@ -45,6 +45,18 @@ def test_weights_sum_to_one_over_the_cells_inside(form):
     torch.testing.assert_close(sums, torch.ones(5, N_GENES))
 
 
+@pytest.mark.parametrize("form", [pool_by_gene, pool_by_gene_plain])
+def test_a_cell_that_stands_for_three_weighs_what_three_like_it_would(form):
+    h, q = draw(N_CELLS, WIDTH, seed=15), draw(N_GENES, WIDTH, seed=16)
+    n = 1 + torch.arange(N_CELLS) % 3
+    z, a = form(h, q, inside(), BAG, 5, n.float())
+    again = torch.repeat_interleave(torch.arange(N_CELLS), n)
+    z_of_all, a_of_all = form(h[again], q, inside()[again], BAG[again], 5)
+    torch.testing.assert_close(z, z_of_all, atol=1e-5, rtol=1e-5)
+    summed = torch.zeros(N_CELLS, N_GENES).index_add(0, again, a_of_all)
+    torch.testing.assert_close(a, summed, atol=1e-6, rtol=1e-5)
+
+
 def test_equal_queries_pool_alike_and_a_sharp_query_picks_its_cell():
     h = draw(N_CELLS, WIDTH, seed=7)
     q = draw(N_GENES, WIDTH, seed=8)
@@ -58,7 +70,7 @@ def test_equal_queries_pool_alike_and_a_sharp_query_picks_its_cell():
 
 
 def test_even_shares():
-    share = share_evenly(inside(), BAG, 5)
+    share = share_evenly(inside().float(), BAG, 5)
     assert bool((share[~inside()] == 0).all())
     torch.testing.assert_close(torch.zeros(5).index_add(0, BAG, share), torch.ones(5))
 

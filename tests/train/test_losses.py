@@ -73,7 +73,7 @@ def test_cluster_loss_equals_loops():
             mean = np.mean([v[i] for i in own], axis=0)
             by_phenotype.append(np.mean([((v[i] - mean) ** 2).mean() for i in own]))
     assert len(by_phenotype) > 1
-    assert float(cluster_loss(y, batch.is_inside, batch)) == pytest.approx(
+    assert float(cluster_loss(y, batch.is_inside.float(), batch)) == pytest.approx(
         np.mean(by_phenotype), rel=1e-5
     )
 
@@ -82,8 +82,8 @@ def test_a_phenotype_of_one_cell_does_not_count():
     batch = bags()
     y = torch.rand(batch.n_cells, 5, generator=torch.Generator().manual_seed(3))
     lonely = replace(batch, phenotype=torch.arange(batch.n_cells))
-    assert float(cluster_loss(y, lonely.is_inside, lonely)) == 0.0
-    assert float(cluster_loss(y, batch.is_inside, batch)) > 0.0
+    assert float(cluster_loss(y, lonely.is_inside.float(), lonely)) == 0.0
+    assert float(cluster_loss(y, batch.is_inside.float(), batch)) > 0.0
 
 
 def test_the_number_of_cells_of_a_spot_is_not_punished():
@@ -96,7 +96,9 @@ def test_the_number_of_cells_of_a_spot_is_not_punished():
     assert float(n_inside.std()) > 0
     assert (
         float(
-            cluster_loss(cell_expression(even, counts, batch.bag_of_cell), batch.is_inside, batch)
+            cluster_loss(
+                cell_expression(even, counts, batch.bag_of_cell), batch.is_inside.float(), batch
+            )
         )
         < 1e-9
     )
@@ -119,14 +121,18 @@ def test_cells_that_were_not_drawn_are_no_part_of_the_cluster_loss():
     batch = bags()
     net = Bitro(replace(model().config, cells_in_training=2)).train()
     answer = net.answer(batch)
-    drawn = answer.is_pooled
+    drawn = answer.stands_for > 0
     assert int(drawn.sum()) < int(batch.is_inside.sum())
+    for block in range(batch.n_blocks):
+        own = batch.block_of_cell == block
+        assert float(answer.stands_for[own].sum()) == pytest.approx(int(batch.is_inside[own].sum()))
     assert bool((answer.attention[~drawn] == 0).all())
     sums = torch.zeros(batch.n_bags, N_GENES).index_add(0, batch.bag_of_cell, answer.attention)
     torch.testing.assert_close(sums, torch.ones_like(sums))
     y = answer.attention.detach()
     spoiled = torch.where(drawn[:, None], y, 1e6)
-    torch.testing.assert_close(cluster_loss(y, drawn, batch), cluster_loss(spoiled, drawn, batch))
+    of_drawn, of_all = (cluster_loss(c, answer.stands_for, batch) for c in (y, spoiled))
+    torch.testing.assert_close(of_drawn, of_all)
 
 
 def test_each_branch_is_trained_by_itself():

@@ -22,8 +22,9 @@ Source: the BiTro paper, eq. 4-13. Departs from it:
 - Pre-norm blocks, GELU (the authors' code: post-norm, ReLU).
 - Positions are in µm from the centre of the region (the authors scale each bag to its extent).
 - The graph is directed: k nearest in µm within the bag, and the cell itself.
-- In training a random part of a bag's cells enters the Transformer, which costs less and keeps the
-  cells from being learned by heart; otherwise all of them do.
+- In training a random part of a block's cells enters the Transformer, which costs less and keeps
+  the cells from being learned by heart; otherwise all of them do. Those that were drawn are pooled
+  with the weight of all, so that dense blocks are as heavy in training as in prediction.
 - The loss is the mean of the mean squared errors of the two answers; neither their sum nor their
   mix is trained. The paper has one answer and sums over genes (`train/losses.py`).
 - Bags are concatenated, or masked exactly where padded: no bag changes another's answer.
@@ -39,7 +40,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own name for it
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from histoscribe.data.bags import BagBatch
@@ -61,7 +62,8 @@ class Encoded(NamedTuple):
     h: Float[Tensor, "kept d"]
     rows: Int[Tensor, " kept"]
     bag_of_cell: Int[Tensor, " kept"]
-    is_inside: Bool[Tensor, " kept"]
+    stands_for: Float[Tensor, " kept"]
+    """How many cells of its block each stands for: 1 unless drawn; 0 for context cells."""
 
 
 class Bitro(nn.Module):
@@ -126,20 +128,21 @@ class Bitro(nn.Module):
             by_context = self.context_readout(average_blocks(context, batch))
         if not config.has_cells:
             assert by_context is not None
-            share = share_evenly(batch.is_inside, batch.bag_of_cell, batch.n_bags)
+            inside = batch.is_inside.float()
+            share = share_evenly(inside, batch.bag_of_cell, batch.n_bags)
             share = share[:, None].expand(-1, config.n_genes)
-            return Answer(by_context, (by_context,), share, batch.is_inside)
+            return Answer(by_context, (by_context,), share, inside)
         cells = self.cells(batch, context)
         values, share = self._pool(cells, batch.n_bags)
         by_cells = self.readout(F.dropout(values, config.dropout, self.training))
         if len(cells.rows) < batch.n_cells:
             everything = share.new_zeros(batch.n_cells, config.n_genes)
             share = everything.index_copy(0, cells.rows, share)
-        is_pooled = torch.zeros_like(batch.is_inside).index_copy(0, cells.rows, cells.is_inside)
+        stands_for = share.new_zeros(batch.n_cells).index_copy(0, cells.rows, cells.stands_for)
         if by_context is None:
-            return Answer(by_cells, (by_cells,), share, is_pooled)
+            return Answer(by_cells, (by_cells,), share, stands_for)
         mixed = torch.lerp(by_context, by_cells, config.cell_share)
-        return Answer(mixed, (by_context, by_cells), share, is_pooled)
+        return Answer(mixed, (by_context, by_cells), share, stands_for)
 
     def look_around(self, batch: BagBatch) -> Float[Tensor, "block c"] | None:
         """What surrounds each block, as a vector; None where the model does not look at it."""
@@ -184,8 +187,15 @@ class Bitro(nn.Module):
         self, cells: Encoded, n_bags: int
     ) -> tuple[Float[Tensor, "bag gene d"], Float[Tensor, "kept gene"]]:
         if self.config.pooling == "gene_query":
-            return pool_by_gene(cells.h, self.queries, cells.is_inside, cells.bag_of_cell, n_bags)
-        share = share_evenly(cells.is_inside, cells.bag_of_cell, n_bags)[:, None]
+            return pool_by_gene(
+                cells.h,
+                self.queries,
+                cells.stands_for > 0,
+                cells.bag_of_cell,
+                n_bags,
+                cells.stands_for if self.training else None,
+            )
+        share = share_evenly(cells.stands_for, cells.bag_of_cell, n_bags)[:, None]
         mean = segment_sum(cells.h * share, cells.bag_of_cell, n_bags)
         n_genes = self.config.n_genes
         return mean[:, None].expand(-1, n_genes, -1), share.expand(-1, n_genes)
@@ -229,19 +239,23 @@ class CellEncoder(nn.Module):
         h = batch.features
         for layer in self.graph:
             h = layer(h, batch.neighbours)
-        offset_um, block, is_inside = batch.offset_um, batch.block_of_cell, batch.is_inside
-        rows = torch.arange(len(h), device=h.device)
+        offset_um, block = batch.offset_um, batch.block_of_cell
+        rows, stands_for = torch.arange(len(h), device=h.device), batch.is_inside.to(h)
         if self.training and self.cells_in_training:
-            rows = draw_cells(is_inside, block, batch.n_blocks, self.cells_in_training)
+            n_inside = segment_sum(stands_for[:, None], block, batch.n_blocks)
+            rows = draw_cells(batch.is_inside, block, batch.n_blocks, self.cells_in_training)
             h, offset_um = h.index_select(0, rows), offset_um[rows]
-            block, is_inside = block[rows], is_inside[rows]
+            block, stands_for = block[rows], stands_for[rows]
+            # What was drawn of a block is as heavy as the whole block.
+            n_drawn = segment_sum(stands_for[:, None], block, batch.n_blocks)
+            stands_for = stands_for * (n_inside / n_drawn)[block, 0]
         h = self.enter(h)
         if self.position is not None:
             h = h + self.position(offset_um)
         if self.tell is not None and context is not None:
             h = h + self.tell(context).index_select(0, block)
         h = self.transformer(h, plan_padding(block, batch.n_blocks))
-        return Encoded(h, rows, batch.bag_of_block[block], is_inside)
+        return Encoded(h, rows, batch.bag_of_block[block], stands_for)
 
 
 class GeneReadout(nn.Module):

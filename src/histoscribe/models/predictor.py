@@ -2,7 +2,7 @@
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from histoscribe.data.bags import BagBatch
@@ -16,14 +16,14 @@ class Answer(NamedTuple):
         expression: What the model predicts, in training space.
         branches: The answers that are trained, each by itself; just `expression` for most models.
         attention: Share of each cell in its bag; 0 for cells that were not pooled.
-        is_pooled: The cells that the answer rests on: those inside the region, or in training
-            those of them that were drawn.
+        stands_for: How many cells of its block each cell stands for: 1 inside the region, 0 for
+            context cells; where cells are drawn in training, those that were drawn stand for all.
     """
 
     expression: Float[Tensor, "bag gene"]
     branches: tuple[Float[Tensor, "bag gene"], ...]
     attention: Float[Tensor, "cell gene"]
-    is_pooled: Bool[Tensor, " cell"]
+    stands_for: Float[Tensor, " cell"]
 
 
 @runtime_checkable

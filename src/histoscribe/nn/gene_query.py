@@ -20,16 +20,20 @@ def pool_by_gene(
     is_inside: Bool[Tensor, " cell"],
     bag_of_cell: Int[Tensor, " cell"],
     n_bags: int,
+    stands_for: Float[Tensor, " cell"] | None = None,
 ) -> tuple[Float[Tensor, "bag gene d"], Float[Tensor, "cell gene"]]:
     r"""Pool each bag's cells once per gene, with that gene's own attention.
 
     For gene g and bag b, over the cells c of b that lie inside the region:
 
-        a[c, g] = softmax_c(h[c] . q[g] / sqrt(d))        z[b, g] = sum_c a[c, g] h[c]
+        a[c, g] = softmax_c(h[c] . q[g] / sqrt(d) + log n[c])     z[b, g] = sum_c a[c, g] h[c]
+
+    where n is 1, or, where cells were drawn from more, how many of them each stands for: a cell
+    then weighs what n cells like it would.
 
     Source: eq. 7-8 of the BiTro paper; Vaswani et al. 2017, eq. 1, with one learned query per
     gene, one head, and the cells as both keys and values. Departs from it: the softmax runs over
-    a bag's own cells only, never over padding, and context cells get weight 0.
+    a bag's own cells only, never over padding, context cells get weight 0, and there is n.
 
     The fast form: bags of like length are padded together, so that both sums are matrix products.
     `pool_by_gene_plain` is the reference.
@@ -41,6 +45,7 @@ def pool_by_gene(
         bag_of_cell: Which bag each cell is in, 0 to n_bags - 1, ascending; every bag has a cell
             inside.
         n_bags: Number of bags.
+        stands_for: n, above 0 for cells inside; None where each cell stands for itself.
 
     Returns:
         The pooled values, and the weights; a bag's weights sum to 1 for each gene.
@@ -48,11 +53,14 @@ def pool_by_gene(
     inside = is_inside.nonzero()[:, 0]
     h = cells.index_select(0, inside)
     padding = plan_padding(bag_of_cell[inside], n_bags)
+    extra = None if stands_for is None else stands_for[inside].log()[:, None]
     scaled = queries / queries.shape[1] ** 0.5
     pooled, weights = [], []
     for bucket in padding.buckets:
         own = pad(h, bucket)
         logits = scaled @ own.transpose(1, 2)
+        if extra is not None:
+            logits = logits + pad(extra, bucket).transpose(1, 2)
         if not bucket.is_full:
             logits = logits.masked_fill(~bucket.is_cell[:, None], -torch.inf)
         weight = logits.float().softmax(-1).to(h.dtype)
@@ -68,23 +76,29 @@ def pool_by_gene_plain(
     is_inside: Bool[Tensor, " cell"],
     bag_of_cell: Int[Tensor, " cell"],
     n_bags: int,
+    stands_for: Float[Tensor, " cell"] | None = None,
 ) -> tuple[Float[Tensor, "bag gene d"], Float[Tensor, "cell gene"]]:
     """The same as the equation is written; holds cell x gene x d at once."""
     inside = is_inside.nonzero()[:, 0]
     h, bag = cells[inside], bag_of_cell[inside]
-    a = segment_softmax(h @ queries.T / queries.shape[1] ** 0.5, bag, n_bags)
+    logits = h @ queries.T / queries.shape[1] ** 0.5
+    if stands_for is not None:
+        logits = logits + stands_for[inside].log()[:, None]
+    a = segment_softmax(logits, bag, n_bags)
     z = segment_sum((a[..., None] * h[:, None]).flatten(1), bag, n_bags)
     share = h.new_zeros(len(cells), len(queries)).index_copy(0, inside, a)
     return z.unflatten(1, (len(queries), -1)), share
 
 
 def share_evenly(
-    is_inside: Bool[Tensor, " cell"], bag_of_cell: Int[Tensor, " cell"], n_bags: int
+    stands_for: Float[Tensor, " cell"], bag_of_cell: Int[Tensor, " cell"], n_bags: int
 ) -> Float[Tensor, " cell"]:
-    """Each cell inside a region gets one over their number, context cells get 0."""
-    inside = is_inside.float()
-    n_inside = inside.new_zeros(n_bags).index_add(0, bag_of_cell, inside)
-    return inside / n_inside[bag_of_cell]
+    """Shares of the cells in their bag, in proportion to how many cells each stands for.
+
+    With 1 for cells inside a region and 0 for context cells, those inside have equal shares.
+    """
+    n_inside = stands_for.new_zeros(n_bags).index_add(0, bag_of_cell, stands_for)
+    return stands_for / n_inside[bag_of_cell]
 
 
 def cell_expression(

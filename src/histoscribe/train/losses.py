@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from histoscribe.data.bags import BagBatch
 from histoscribe.errors import ConfigError, DataError
 from histoscribe.models.predictor import Answer, Branched, Predictor
-from histoscribe.nn.gene_query import cell_expression
+from histoscribe.nn.gene_query import cell_expression, share_evenly
 from histoscribe.nn.ragged import segment_mean, segment_sum
 from histoscribe.train.scaling import TargetScaling
 
@@ -53,7 +53,7 @@ def objective(
     )
     counts = torch.expm1(answer.expression * sigma + mu).clamp(min=0)
     cells = cell_expression(answer.attention, counts, batch.bag_of_cell)
-    cluster = cluster_loss(cells, answer.is_pooled, batch)
+    cluster = cluster_loss(cells, answer.stands_for, batch)
     return {
         "loss": expression + cluster_weight * cluster,
         "expression": expression,
@@ -78,14 +78,14 @@ def expression_loss(
 
 
 def cluster_loss(
-    cells: Float[Tensor, "cell gene"], is_pooled: Bool[Tensor, " cell"], batch: BagBatch
+    cells: Float[Tensor, "cell gene"], stands_for: Float[Tensor, " cell"], batch: BagBatch
 ) -> Float[Tensor, ""]:
     r"""Cells of one phenotype should express alike (eq. 12).
 
-        v_i = log(1 + N_b y_i)           L = 1/K sum_k 1/n_k sum_{i in k} mean_g (v_ig - vbar_kg)^2
+        v_i = log(1 + N_b y_i / n_i)     L = 1/K sum_k 1/n_k sum_{i in k} mean_g (v_ig - vbar_kg)^2
 
-    over the K phenotypes with at least two pooled cells in the batch, n_k of them each; N_b is the
-    number of pooled cells in the bag of i, vbar_k the mean over the phenotype.
+    over the K phenotypes with at least two pooled cells in the batch, n_k of them each; n_i is
+    how many cells i stands for, N_b their sum over its bag, vbar_k the mean over the phenotype.
 
     Departs from the paper: y_i falls as 1/N_b, since the cells of a bag share its counts, so that
     eq. 12 as printed would penalise the size of spots; N_b takes that out. Phenotypes are compared
@@ -93,16 +93,17 @@ def cluster_loss(
 
     Args:
         cells: Expression of each cell in counts (eq. 10).
-        is_pooled: The cells that share the counts of their bag.
+        stands_for: How many cells each stands for of those that share the counts of its bag; 0 for
+            one that was not pooled.
         batch: Where the cells lie and their phenotypes.
 
     Returns:
         The loss; 0 if no phenotype has two cells.
     """
-    pooled = is_pooled.nonzero()[:, 0]
-    bag, phenotype = batch.bag_of_cell[pooled], batch.phenotype[pooled]
-    n_pooled = torch.bincount(bag, minlength=batch.n_bags)
-    v = torch.log1p(cells[pooled] * n_pooled[bag, None])
+    pooled = stands_for.nonzero()[:, 0]
+    phenotype = batch.phenotype[pooled]
+    even = share_evenly(stands_for, batch.bag_of_cell, batch.n_bags)[pooled]
+    v = torch.log1p(cells[pooled] / even[:, None])
     n_phenotypes = int(phenotype.max()) + 1
     mean = segment_mean(v, phenotype, n_phenotypes)
     spread = (v - mean[phenotype]).square().mean(1, keepdim=True)
@@ -121,10 +122,10 @@ def _mean_over_phenotypes(
 def _answer(model: nn.Module, batch: BagBatch, *, needs_attention: bool) -> Answer:
     if isinstance(model, Branched):
         return model.answer(batch)
-    expression = model(batch)
+    expression, inside = model(batch), batch.is_inside.float()
     if not needs_attention:
         none = expression.new_zeros(batch.n_cells, 1)
-        return Answer(expression, (expression,), none, batch.is_inside)
+        return Answer(expression, (expression,), none, inside)
     if not isinstance(model, Predictor):
         raise ConfigError(f"{type(model).__name__} has no attention; set cluster_weight to 0")
-    return Answer(expression, (expression,), model.attention(batch), batch.is_inside)
+    return Answer(expression, (expression,), model.attention(batch), inside)
