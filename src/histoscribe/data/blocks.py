@@ -1,7 +1,7 @@
 """Blocks: the pieces of a region whose cells form one graph. A spot is one, a sample is many."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Float, Float32, Int, Int64
@@ -74,7 +74,8 @@ def blocks_of(regions: Regions, cells_xy: Float[np.ndarray, "cell 2"], config: B
             "region a slide, or say by blocks which part is whose"
         )
     corner = _square_of(cells_xy, config.block_side_um)
-    found = np.unique(corner, axis=0)
+    grid = _Grid.around(corner)
+    found = grid.squares(np.unique(grid.number(corner)))
     xy_um = ((found + 0.5) * config.block_side_um).astype(np.float32)
     return Blocks(xy_um, np.zeros(len(found), np.int64), config.block_side_um / 2, "square")
 
@@ -91,14 +92,39 @@ def assign_to_blocks(
     if blocks.shape == "disc":
         return assign_cells(cells_xy, blocks.xy_um, blocks.reach_um, ring_um)
     side_um = 2 * blocks.reach_um
-    wanted = _square_of(blocks.xy_um, side_um)
-    row_of = {(int(x), int(y)): row for row, (x, y) in enumerate(wanted)}
-    squares, square_of_cell = np.unique(_square_of(cells_xy, side_um), axis=0, return_inverse=True)
-    row_of_square = np.array([row_of.get((int(x), int(y)), -1) for x, y in squares], np.int64)
-    block = row_of_square[square_of_cell.ravel()]
+    wanted, corner = _square_of(blocks.xy_um, side_um), _square_of(cells_xy, side_um)
+    if not len(wanted) or not len(corner):
+        nothing = np.empty(0, dtype=np.int64)
+        return Membership(nothing, nothing, np.empty(0, dtype=bool))
+    grid = _Grid.around(np.concatenate([wanted, corner]))
+    number = grid.number(wanted)
+    in_order = number.argsort()
+    number_of_cell = grid.number(corner)
+    place = np.searchsorted(number, number_of_cell, sorter=in_order)
+    block = in_order[place.clip(max=len(wanted) - 1)]
+    block[number[block] != number_of_cell] = -1
     cell = np.flatnonzero(block >= 0)
-    order = np.lexsort((cell, block[cell]))
+    order = block[cell].argsort(kind="stable")
     return Membership(block[cell][order], cell[order], np.ones(len(cell), dtype=bool))
+
+
+class _Grid(NamedTuple):
+    """Squares of a rectangle by one number each, column by column: numbers are found faster."""
+
+    first: Int64[np.ndarray, "2"]
+    n_rows: int
+
+    @classmethod
+    def around(cls, squares: Int64[np.ndarray, "n 2"]) -> "_Grid":
+        first = squares.min(axis=0)
+        return cls(first, int(squares[:, 1].max() - first[1]) + 1)
+
+    def number(self, squares: Int64[np.ndarray, "n 2"]) -> Int64[np.ndarray, " n"]:
+        column, row = (squares - self.first).T
+        return column * self.n_rows + row
+
+    def squares(self, number: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, "n 2"]:
+        return np.stack(np.divmod(number, self.n_rows), axis=1) + self.first
 
 
 def _square_of(xy_um: Float[np.ndarray, "n 2"], side_um: float) -> Int64[np.ndarray, "n 2"]:

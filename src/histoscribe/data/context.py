@@ -1,5 +1,7 @@
 """What surrounds a block: its whole field of view, and the mean of the blocks around it."""
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Float, Float32
 from scipy.sparse import csr_array
@@ -88,10 +90,18 @@ def _pool_deviations(
 ) -> Float32[np.ndarray, "block feature"]:
     """Pool rows of means, then as many deviations, to those of all pixels together."""
     half = values.shape[1] // 2
-    mean, deviation = values[:, :half].astype(np.float32), values[:, half:].astype(np.float32)
-    means = _mean_rows(weights, mean)
-    variance = _mean_rows(weights, deviation**2 + mean**2) - means**2
-    return np.concatenate([means, np.sqrt(variance.clip(min=0))], axis=1)
+    moments = _mean_rows(weights, values, _to_moments)
+    means = moments[:, :half]
+    moments[:, half:] -= means**2
+    np.sqrt(moments[:, half:].clip(min=0), out=moments[:, half:])
+    return moments
+
+
+def _to_moments(rows: Float32[np.ndarray, "tile feature"]) -> Float32[np.ndarray, "tile feature"]:
+    """Means and mean squares, of means and deviations."""
+    half = rows.shape[1] // 2
+    rows[:, half:] = rows[:, half:] ** 2 + rows[:, :half] ** 2
+    return rows
 
 
 def _average_rings(
@@ -101,10 +111,11 @@ def _average_rings(
 ) -> Float32[np.ndarray, "block ring descriptor"]:
     described = np.flatnonzero(np.isfinite(own).all(axis=1))
     rings = np.full((len(own), 1 + len(rings_um), own.shape[1]), np.nan, dtype=np.float32)
-    rings[described, 0] = own[described]
+    known = own[described]
+    rings[described, 0] = known
     for ring, reach_um in enumerate(rings_um, start=1):
         others = _within(xy_um[described], xy_um[described], reach_um, without_self=True)
-        mean = _mean_rows(others, own[described])
+        mean = _mean_rows(others, known)
         is_alone = np.isnan(mean[:, 0])
         mean[is_alone] = rings[described[is_alone], ring - 1]
         rings[described, ring] = mean
@@ -150,14 +161,16 @@ def _averaging(row: np.ndarray, column: np.ndarray, shape: tuple[int, int]) -> c
 
 
 def _mean_rows(
-    weights: csr_array, values: Float[np.ndarray, "point feature"]
+    weights: csr_array,
+    values: Float[np.ndarray, "point feature"],
+    change: Callable[[np.ndarray], np.ndarray] = lambda rows: rows,
 ) -> Float32[np.ndarray, "block feature"]:
-    """Weighted mean of the rows; NaN where a row of weights is empty."""
+    """Weighted mean of the rows, changed first; NaN where a row of weights is empty."""
     mean = np.empty((len(weights.indptr) - 1, values.shape[1]), dtype=np.float32)
     for start in range(0, len(mean), CHUNK):
         rows = np.arange(start, min(start + CHUNK, len(mean)))
         some = csr_array(weights[rows])
         used = np.unique(some.indices)  # of a million cells, widen only those that are averaged
-        mean[start : start + CHUNK] = some[:, used] @ values[used].astype(np.float32)
+        mean[start : start + CHUNK] = some[:, used] @ change(values[used].astype(np.float32))
     mean[np.diff(weights.indptr) == 0] = np.nan
     return mean
