@@ -15,6 +15,7 @@ from matplotlib.collections import EllipseCollection, LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from histoscribe.data.annotation import UNSURE
 from histoscribe.data.cells import Outlines
 from histoscribe.types import Box
 
@@ -22,6 +23,11 @@ COLOURS = "cividis"
 OUTLINE = "#00e5ff"  # cyan: far from haematoxylin's blue and eosin's pink in hue and lightness
 SPOT = "#ffd54f"
 GROUPS = ("#00204d", "#c7a30a", "#7c7b78")  # far apart in lightness: grey print keeps them apart
+LABELS = (
+    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#332288",
+)  # fmt: skip
+"""Colours of labels: Okabe and Ito 2008, told apart by the colour blind, and an indigo."""
+UNSURE_GREY = "#b5b5b5"
 DAYS_A_YEAR = 365.25
 
 
@@ -151,6 +157,56 @@ def draw_gene_maps(
     return figure
 
 
+def draw_label_map(
+    labels: list[str],
+    names: list[str],
+    xy_um: Float[np.ndarray, "unit 2"],
+    radius_um: float,
+    box: Box,
+    title: str = "",
+) -> Figure:
+    """Each unit in the colour of its label, with the counts beside the names.
+
+    Args:
+        labels: One a unit; "" is not drawn.
+        names: The labels in the order of the legend; "unsure" is grey.
+        xy_um: Centres of the units, slide frame.
+        radius_um: Radius they are drawn with, true to scale.
+        box: What the map shows.
+        title: A line above.
+    """
+    figure, axes = _open_map(box)
+    colours = iter(np.tile(LABELS, 1 + len(names) // len(LABELS)))
+    for name in names:
+        rows = [row for row, label in enumerate(labels) if label == name]
+        colour = UNSURE_GREY if name == UNSURE else str(next(colours))
+        if rows:
+            style = {"facecolors": colour, "edgecolors": "none"}
+            axes.add_collection(_discs(xy_um[rows], radius_um, axes, **style))
+        axes.plot([], [], "o", color=colour, label=f"{name} ({len(rows):,})")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=7, frameon=False)
+    _finish(axes, box, title)
+    return figure
+
+
+def draw_heat_map(
+    score: Float[np.ndarray, " unit"],
+    xy_um: Float[np.ndarray, "unit 2"],
+    radius_um: float,
+    box: Box,
+    title: str = "",
+    unit: str = "",
+) -> Figure:
+    """Each unit in the colour of its score, from the 1st to the 99th percentile; NaN not drawn."""
+    figure, axes = _open_map(box)
+    discs = _discs(xy_um, radius_um, axes, cmap=COLOURS, norm=_scale_of(score), linewidths=0)
+    discs.set_array(np.ma.masked_invalid(score))
+    axes.add_collection(discs)
+    figure.colorbar(discs, ax=axes, label=unit, shrink=0.7)
+    _finish(axes, box, title)
+    return figure
+
+
 def draw_scores(
     names: list[str],
     centre: Float[np.ndarray, " row"],
@@ -226,6 +282,16 @@ def scale_bar_um(width_um: float) -> float:
     wanted = width_um / 5
     power = 10.0 ** np.floor(np.log10(wanted))
     return float(max(step * power for step in (1, 2, 5) if step * power <= wanted * (1 + 1e-9)))
+
+
+def _open_map(box: Box) -> tuple[Figure, Axes]:
+    """An empty map of a box, on grey, with room for a legend at its right."""
+    shape = box.height_um / box.width_um
+    width = min(5.0, 7.0 / shape)
+    figure = Figure(figsize=(width + 1.9, width * shape + 0.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_facecolor("#eeeeee")
+    return figure, axes
 
 
 def _finish(axes: Axes, box: Box, title: str) -> None:

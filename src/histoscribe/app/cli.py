@@ -15,7 +15,13 @@ from typing import Annotated
 import typer
 
 from histoscribe import __version__
-from histoscribe.app import commands_bulk, commands_machine, commands_study, commands_survival
+from histoscribe.app import (
+    commands_bulk,
+    commands_machine,
+    commands_study,
+    commands_survival,
+    commands_words,
+)
 from histoscribe.app.console import Voice
 from histoscribe.app.faults import BUG, OUR_WORDS, in_our_words
 from histoscribe.errors import HistoscribeError
@@ -73,6 +79,10 @@ def describe(
 
         histoscribe predict study/ --run first     expression of every region, or of every cell
 
+        histoscribe annotate study/ --terms t.txt  which of your words fits where, never shown one
+
+        histoscribe search study/ "plasma cells"   where a text fits best, as a map
+
         histoscribe survival study/ --clinical t   what it says of patients, against follow-up
 
     Exit codes: 0 done; 2 a wrong request; 3 data that do not hold up; 4 parts that do not
@@ -81,7 +91,9 @@ def describe(
     """
 
 
-for group in (commands_study, commands_bulk, commands_survival, commands_machine):
+GROUPS = (commands_study, commands_words, commands_bulk, commands_survival, commands_machine)
+
+for group in GROUPS:
     group.register(app)
 
 

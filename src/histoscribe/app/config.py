@@ -21,6 +21,8 @@ from histoscribe.data.splits import SplitUnit
 from histoscribe.errors import ConfigError
 from histoscribe.evaluate.benchmark import ScoreConfig
 from histoscribe.preprocess.preparation import PrepareConfig
+from histoscribe.readers.cell_groups import LabelledCellsConfig
+from histoscribe.train.align_config import AlignConfig
 from histoscribe.train.checkpoint import find_model
 from histoscribe.train.fit_config import FitConfig
 from histoscribe.train.gene_panel import PanelConfig
@@ -70,6 +72,8 @@ class RunConfig:
         bags: How bags are cut.
         model: Settings of the model that `fit.model` names; its sizes are told by the data.
         fit: How it is fitted.
+        align: How images, genes and words are brought into one space, where that is the objective.
+        labelled: How labelled cells become profiles, likewise.
         search: What is tried to find settings of the fit, where it is asked for.
         transfer: How it goes on from another fit, where it does.
         score: What is compared with what.
@@ -81,6 +85,8 @@ class RunConfig:
     bags: BagConfig = field(default_factory=BagConfig)
     model: Mapping[str, Any] = field(default_factory=dict)
     fit: FitConfig = field(default_factory=FitConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
+    labelled: LabelledCellsConfig = field(default_factory=LabelledCellsConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)

@@ -1,12 +1,14 @@
 """Nouns for other programs: GeoJSON for QuPath, AnnData for scanpy."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace as changed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histoscribe.data.annotation import Annotation
 from histoscribe.data.atomic import replacing
 from histoscribe.data.cells import Cells
 from histoscribe.data.prediction import Prediction
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 PROBABILITY = "Type probability"
 """The measurement that holds `type_probability`."""
+
+DISC_VERTICES = 32
+"""A polygon of so many corners covers 99.4 % of its disc."""
 
 
 def cells_to_geojson(cells: Cells, path: Path, mpp: tuple[float, float] | None = None) -> None:
@@ -34,12 +39,51 @@ def cells_to_geojson(cells: Cells, path: Path, mpp: tuple[float, float] | None =
     """
     if mpp is not None and not min(mpp) > 0:
         raise ConfigError(f"mpp = {mpp}; give µm per pixel, (x, y)")
-    scale = np.array([1.0, 1.0] if mpp is None else mpp)
-    with replacing(path) as (new,), new.open("w", encoding="utf-8") as file:
-        file.write('{"type":"FeatureCollection","features":[')
-        for number, feature in enumerate(_features(cells, scale)):
-            file.write(("," if number else "") + "\n" + json.dumps(feature, separators=(",", ":")))
-        file.write("\n]}\n")
+    _write_features(_features(cells, np.array([1.0, 1.0] if mpp is None else mpp)), path)
+
+
+def annotation_to_geojson(
+    annotation: Annotation,
+    path: Path,
+    mpp: tuple[float, float] | None = None,
+    cells: Cells | None = None,
+) -> None:
+    """Write what was said of the units of one slide: their label is the classification.
+
+    Regions are discs (annotations of QuPath) with the score and probability of every term as
+    measurements; those without a nucleus are left out. Cells are detections, with the probability
+    of their label; "unsure" is a class of its own.
+
+    Args:
+        annotation: Of one slide.
+        path: The file to write.
+        mpp: As `cells_to_geojson` has it.
+        cells: The slide's cells, where cells were annotated: their polygons are what is written.
+
+    Raises:
+        ConfigError: Whole samples, which have no place; cells that were not given; or no scale.
+        DataError: Units of several slides, or other cells than were annotated.
+    """
+    if annotation.kind == "bulk":
+        raise ConfigError("whole samples have no place on a slide; annotate regions or cells")
+    if len(set(annotation.slide_id)) > 1:
+        raise DataError("units of several slides cannot share a GeoJSON; take one slide")
+    if annotation.kind != "cell":
+        if mpp is not None and not min(mpp) > 0:
+            raise ConfigError(f"mpp = {mpp}; give µm per pixel, (x, y)")
+        scale = np.array([1.0, 1.0] if mpp is None else mpp)
+        _write_features(_discs(annotation, scale), path)
+        return
+    if cells is None:
+        raise ConfigError("cells were annotated; give them, so that their outlines can be written")
+    if not np.array_equal(cells.xy_um, annotation.xy_um):
+        raise DataError(f"the cells of {cells.slide_id} are not those that were annotated")
+    labelled = changed(
+        cells,
+        cell_type=annotation.label,
+        type_probability=annotation.label_probability.clip(0, 1),
+    )
+    cells_to_geojson(labelled, path, mpp)
 
 
 def prediction_to_anndata(prediction: Prediction, path: Path | None = None) -> "AnnData":
@@ -64,6 +108,37 @@ def prediction_to_anndata(prediction: Prediction, path: Path | None = None) -> "
         with replacing(path) as (new,):
             table.write_h5ad(new)
     return table
+
+
+def _write_features(features: Iterable[dict[str, Any]], path: Path) -> None:
+    with replacing(path) as (new,), new.open("w", encoding="utf-8") as file:
+        file.write('{"type":"FeatureCollection","features":[')
+        for number, feature in enumerate(features):
+            file.write(("," if number else "") + "\n" + json.dumps(feature, separators=(",", ":")))
+        file.write("\n]}\n")
+
+
+def _discs(annotation: Annotation, scale: np.ndarray) -> Iterator[dict[str, Any]]:
+    angle = np.linspace(0, 2 * np.pi, DISC_VERTICES, endpoint=False)
+    ring = annotation.radius_um * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    for row in np.flatnonzero(annotation.is_said):
+        corners = _rounded((annotation.xy_um[row] + ring) / scale)
+        measured = {}
+        for term, name in enumerate(annotation.terms):
+            measured[f"Score: {name}"] = round(float(annotation.score[row, term]), 6)
+            measured[f"Probability: {name}"] = round(float(annotation.probability[row, term]), 6)
+        if np.isfinite(annotation.uncertainty[row]):
+            measured["Uncertainty"] = round(float(annotation.uncertainty[row]), 6)
+        yield {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [[*corners, corners[0]]]},
+            "properties": {
+                "objectType": "annotation",
+                "name": annotation.unit_id[row],
+                "classification": {"name": annotation.label[row]},
+                "measurements": measured,
+            },
+        }
 
 
 def _features(cells: Cells, scale: np.ndarray) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,7 @@
 | Regions | folder/regions.zarr | |
 | Profiles | folder/profiles.zarr | |
 | Prediction | any path ending in .zarr | |
+| Annotation | any path ending in .zarr | |
 
 The same noun gives the same bytes: codecs are fixed and no times are written. Writing is whole or
 not at all; a store that was interrupted, truncated or edited is refused when it is read.
@@ -22,6 +23,7 @@ import zarr
 from jaxtyping import Int
 from zarr.codecs import ZstdCodec
 
+from histoscribe.data.annotation import Annotation
 from histoscribe.data.atomic import hash_file, read_seal, replacing, seal
 from histoscribe.data.cells import Cells
 from histoscribe.data.mapped import release
@@ -31,10 +33,12 @@ from histoscribe.data.profiles import Profiles
 from histoscribe.data.provenance import Provenance
 from histoscribe.data.regions import Regions
 from histoscribe.data.tables import (
+    annotation_as_table,
     cells_as_table,
     prediction_as_table,
     profiles_as_table,
     regions_as_table,
+    table_as_annotation,
     table_as_cells,
     table_as_prediction,
     table_as_profiles,
@@ -48,11 +52,13 @@ from histoscribe.errors import DataError
 __all__ = [
     "hash_file",
     "is_current",
+    "read_annotation",
     "read_cells",
     "read_prediction",
     "read_profiles",
     "read_regions",
     "read_tiles",
+    "write_annotation",
     "write_cells",
     "write_prediction",
     "write_profiles",
@@ -141,6 +147,16 @@ def write_prediction(prediction: Prediction, path: Path) -> None:
 def read_prediction(path: Path) -> Prediction:
     """Read a prediction."""
     return table_as_prediction(_read(path))
+
+
+def write_annotation(annotation: Annotation, path: Path) -> None:
+    """Write an annotation; `path` ends in .zarr."""
+    _write(annotation, annotation_as_table, path)
+
+
+def read_annotation(path: Path) -> Annotation:
+    """Read an annotation."""
+    return table_as_annotation(_read(path))
 
 
 def _write(noun: Any, as_table: Callable[[Any], ad.AnnData], path: Path) -> None:  # noqa: ANN401

@@ -3,16 +3,18 @@
 Every table says in `uns` which noun it is, in which units, and what made it (`provenance`, JSON).
 """
 
-from typing import Any
+import json
+from typing import Any, get_args
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 
+from histoscribe.data.annotation import Annotation, Calibration, Route
 from histoscribe.data.cells import Cells, Outlines
 from histoscribe.data.genes import GenePanel
 from histoscribe.data.prediction import Prediction
-from histoscribe.data.profiles import Profiles
+from histoscribe.data.profiles import PER_ROW, Profiles
 from histoscribe.data.provenance import Provenance
 from histoscribe.data.regions import Regions
 from histoscribe.data.tiles import Tiles
@@ -146,9 +148,9 @@ def table_as_regions(table: ad.AnnData) -> Regions:
 
 
 def profiles_as_table(profiles: Profiles) -> ad.AnnData:
-    """X expression (CSR); obs `label`, `text`."""
+    """X expression (CSR); obs `label`, `text`, `text_key`, `platform`, `donor_id`."""
     obs = pd.DataFrame(index=pd.Index(profiles.profile_id, dtype=object))
-    for name in ("label", "text"):
+    for name in PER_ROW:
         if getattr(profiles, name) is not None:
             obs[name] = np.array(getattr(profiles, name), dtype=object)
     return _table(
@@ -176,6 +178,9 @@ def table_as_profiles(table: ad.AnnData) -> Profiles:
         provenance=Provenance.from_json(str(uns["provenance"])),
         label=_strings(table.obs, "label"),
         text=_strings(table.obs, "text"),
+        text_key=_strings(table.obs, "text_key"),
+        platform=_strings(table.obs, "platform") or (),
+        donor_id=_strings(table.obs, "donor_id") or (),
     )
 
 
@@ -210,6 +215,83 @@ def table_as_prediction(table: ad.AnnData) -> Prediction:
         unit=str(uns["expression_unit"]),
         model_id=str(uns["model_id"]),
         provenance=Provenance.from_json(str(uns["provenance"])),
+    )
+
+
+def annotation_as_table(annotation: Annotation) -> ad.AnnData:
+    """Of obs `label`, `probability` (of the label's class), `uncertainty`; obsm scores; no X.
+
+    obsm `score`, `expression_score` and `class_probability` are unit x term, in the order of
+    uns `terms`; uns `prompts` and `calibration` are JSON.
+    """
+    obs = _region_names(annotation.slide_id, annotation.unit_id)
+    categories = list(annotation.count())
+    obs["label"] = pd.Categorical(list(annotation.label), categories=categories)
+    obs["probability"] = annotation.label_probability
+    obs["uncertainty"] = annotation.uncertainty
+    obsm = {
+        "xy_um": annotation.xy_um,
+        "score": annotation.score,
+        "class_probability": annotation.probability,
+    }
+    if annotation.expression_score is not None:
+        obsm["expression_score"] = annotation.expression_score
+    calibration = {
+        route: {
+            "mean": fitted.mean.tolist(),
+            "deviation": fitted.deviation.tolist(),
+            "source": fitted.source,
+            "n_units": fitted.n_units,
+        }
+        for route, fitted in annotation.calibration.items()
+    }
+    return _table(
+        obs=obs,
+        obsm=obsm,
+        uns=_facts(
+            "annotation",
+            annotation.provenance,
+            kind=annotation.kind,
+            radius_um=float(annotation.radius_um),
+            terms=json.dumps(annotation.terms),
+            prompts=json.dumps(annotation.prompts),
+            calibration=json.dumps(calibration, sort_keys=True),
+            model_id=annotation.model_id,
+        ),
+    )
+
+
+def table_as_annotation(table: ad.AnnData) -> Annotation:
+    """What `annotation_as_table` wrote."""
+    uns = _checked(table, "annotation")
+    stored = json.loads(str(uns["calibration"]))
+    calibration: dict[Route, Calibration] = {
+        route: Calibration(
+            mean=_floats(stored[route]["mean"]),
+            deviation=_floats(stored[route]["deviation"]),
+            source=stored[route]["source"],
+            n_units=stored[route]["n_units"],
+        )
+        for route in get_args(Route)
+        if route in stored
+    }
+    second = table.obsm.get("expression_score")
+    return Annotation(
+        kind=_word(uns, "kind"),
+        unit_id=_strings(table.obs, "region_id") or (),
+        slide_id=_strings(table.obs, "slide_id") or (),
+        xy_um=_floats(table.obsm["xy_um"]),
+        radius_um=float(uns["radius_um"]),
+        terms=tuple(json.loads(str(uns["terms"]))),
+        prompts=tuple(tuple(texts) for texts in json.loads(str(uns["prompts"]))),
+        score=_floats(table.obsm["score"]),
+        probability=_floats(table.obsm["class_probability"]),
+        label=_strings(table.obs, "label") or (),
+        uncertainty=_floats(table.obs["uncertainty"]),
+        calibration=calibration,
+        model_id=str(uns["model_id"]),
+        provenance=Provenance.from_json(str(uns["provenance"])),
+        expression_score=None if second is None else _floats(second),
     )
 
 

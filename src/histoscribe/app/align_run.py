@@ -1,0 +1,260 @@
+"""Runs of objective align or joint: a space of images, genes and words, fitted on a study."""
+
+import csv
+import io
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from histoscribe.app.config import RunConfig, values_of
+from histoscribe.app.console import Voice
+from histoscribe.app.runs import load_sides
+from histoscribe.app.study import Study, read_json, write_json, write_text
+from histoscribe.data.atomic import hash_file, hash_folder
+from histoscribe.data.genes import GenePanel
+from histoscribe.data.profiles import Profiles
+from histoscribe.data.store import write_profiles
+from histoscribe.errors import ConfigError, DataError
+from histoscribe.readers.image_text import ImageTexts, read_image_texts
+from histoscribe.readers.labelled_cells import read_labelled_cells
+from histoscribe.readers.marker_lists import read_marker_sets
+from histoscribe.readers.text_table import read_texts
+from histoscribe.train.align import TextSource, fit_align
+from histoscribe.train.align_checkpoint import AlignCheckpoint
+from histoscribe.train.align_genes import Words
+from histoscribe.train.align_text import find_text_tower
+from histoscribe.train.assemble import SlideData
+from histoscribe.train.checkpoint import Checkpoint
+from histoscribe.train.fit_config import check_device
+from histoscribe.train.gene_panel import choose_panel
+from histoscribe.train.net_task import Epoch, FitLog
+from histoscribe.train.transfer import Start, check_unseen
+
+DEFAULT_TOWER = "all-minilm-l6-v2"
+HISTORY = "history.csv"
+
+
+@dataclass(frozen=True)
+class WordFiles:
+    """Where words come from.
+
+    Attributes:
+        labelled: AnnData of labelled cells, each "cells.h5ad" or "cells.h5ad:column".
+        markers: Marker lists: .gmt, .json, .csv.
+        texts: A table of further wordings.
+        image_texts: A table of texts of slides or regions.
+        text_tower: Fetched weights by name, a folder, or a hub id.
+    """
+
+    labelled: tuple[str, ...] = ()
+    markers: tuple[Path, ...] = ()
+    texts: Path | None = None
+    image_texts: Path | None = None
+    text_tower: str = DEFAULT_TOWER
+
+    def to_record(self) -> dict[str, Any]:
+        """What of the files makes a run another one."""
+        paths = [split_labelled(one)[0] for one in self.labelled]
+        paths += [*self.markers, *(p for p in (self.texts, self.image_texts) if p is not None)]
+        missing = next((path for path in paths if not path.exists()), None)
+        if missing is not None:
+            raise DataError(f"there is no file {missing}; check the path")
+        hashes = [hash_file(path) if path.is_file() else hash_folder(path) for path in paths]
+        columns = [split_labelled(one)[1] for one in self.labelled]
+        return {"files": hashes, "columns": columns, "text_tower": self.text_tower}
+
+
+def split_labelled(text: str) -> tuple[Path, str | None]:
+    """Path and column of "cells.h5ad:cell_type"; no column where none is named."""
+    if Path(text).exists() or ":" not in text:
+        return Path(text), None
+    path, _, column = text.rpartition(":")
+    return Path(path), column
+
+
+def fit_words_run(
+    study: Study,
+    run: str,
+    config: RunConfig,
+    files: WordFiles,
+    voice: Voice,
+    *,
+    start: Path | None = None,
+    is_replacing: bool = False,
+) -> AlignCheckpoint:
+    """Fit a space on the training side of a study; the checkpoint goes to the run's folder.
+
+    Args:
+        study: A prepared study.
+        run: Name of the run; the same settings and data give the same checkpoint.
+        config: All settings; they are kept in `run.json`.
+        files: Where words come from.
+        voice: Told what happens.
+        start: A checkpoint of expression to go on from, by `config.transfer`.
+        is_replacing: Delete a finished run of other settings.
+
+    Raises:
+        ConfigError: The run exists with other settings, or nothing is said of any expression.
+        DataError: Samples are not prepared, or a file does not hold up.
+        MissingExtra: No such device, or the text tower is not to be had.
+    """
+    if not files.labelled and not files.markers and files.image_texts is None:
+        raise ConfigError(
+            "nothing says what expression means: give labelled cells with --labelled, marker lists "
+            "with --markers, or texts of images with --image-texts"
+        )
+    folder = study.run_folder(run)
+    source = None if start is None else Checkpoint.load(start)
+    record: dict[str, Any] = {"run": run, "config": values_of(config), "words": files.to_record()}
+    if source is not None:
+        record["from"] = source.model_id
+    _make_room(folder, record, is_replacing=is_replacing)
+    check_device(replace(config.fit, device=config.align.device))
+    sides = load_sides(study, config.split)
+    training = [slide.regions for slide in sides.of(sides.split.train)]
+    panel = choose_panel(training, config.panel)
+    if source is not None:
+        check_unseen(source, sides.slides, sides.split)
+    words, images = read_words_of(files, config, training[0].genes, voice)
+    slides = sides.slides if images is None else attach_texts(images, sides.slides)
+    text = TextSource(find_text_tower(files.text_tower), files.text_tower)
+    write_json(folder / "run.json", record)
+    for number, profiles in enumerate(words.profiles):
+        write_profiles(profiles, folder / f"profiles{number}")
+    started = time.monotonic()
+    with voice.progress("fit") as advance:
+
+        def tell(epoch: Epoch) -> None:
+            advance(epoch.net * epoch.max_epochs + epoch.epoch, epoch.n_nets * epoch.max_epochs)
+
+        checkpoint = fit_align(
+            slides,
+            sides.split,
+            panel,
+            words,
+            text,
+            config=config.align,
+            fit=config.fit,
+            bags=config.bags,
+            model_settings=config.model,
+            start=None if source is None else Start(source, config.transfer),
+            log=FitLog(folder / "training", tell),
+        )
+    checkpoint.save(folder / "checkpoint")
+    if checkpoint.has_expression:
+        checkpoint.to_predictor().save(folder / "predictor")
+    write_text(folder / HISTORY, history_of(checkpoint))
+    seconds = time.monotonic() - started
+    study.log("fit", run=run, seconds=round(seconds, 1), model_id=checkpoint.model_id)
+    _tell(checkpoint, seconds, voice)
+    return checkpoint
+
+
+def read_words_of(
+    files: WordFiles, config: RunConfig, genes: GenePanel, voice: Voice
+) -> tuple[Words, ImageTexts | None]:
+    """Everything that is said, genes named as the study names them."""
+    profiles = []
+    for one in files.labelled:
+        path, column = split_labelled(one)
+        settings = config.labelled if column is None else replace(config.labelled, label=column)
+        read = read_labelled_cells(path, settings)
+        voice.say(f"{path.name}: {read.report.describe()}")
+        profiles.append((name_like(read.profiles, genes), read.texts))
+    markers = tuple(one for path in files.markers for one in read_marker_sets(path))
+    if markers:
+        voice.say(f"{len(markers)} marker lists")
+    images = None if files.image_texts is None else read_image_texts(files.image_texts)
+    texts = [texts for _, texts in profiles]
+    texts += [] if images is None else [images.texts]
+    texts += [] if files.texts is None else [read_texts(files.texts)]
+    return Words(tuple(own for own, _ in profiles), markers, tuple(texts)), images
+
+
+def name_like(profiles: Profiles, genes: GenePanel) -> Profiles:
+    """Profiles with genes named as in a panel, by the symbols that either side knows.
+
+    Genes without a namesake keep their name and meet nothing.
+
+    Raises:
+        DataError: If no gene has a namesake.
+    """
+    if profiles.genes.namespace == genes.namespace:
+        return profiles
+    if genes.namespace == "symbol":
+        names = [symbol or gene for gene, symbol in _named(profiles.genes)]
+    else:
+        first: dict[str, set[str]] = {}
+        for gene, symbol in _named(genes):
+            first.setdefault(symbol, set()).add(gene)
+        id_of = {symbol: next(iter(ids)) for symbol, ids in first.items() if len(ids) == 1}
+        names = [id_of.get(gene, gene) for gene in profiles.genes.ids]
+    if not set(names) & set(genes.ids):
+        raise DataError(
+            f"profiles name genes by {profiles.genes.namespace} (e.g. "
+            f"{', '.join(profiles.genes.ids[:3])}), the study by {genes.namespace}, and no symbol "
+            "is common to both; give expression with both names"
+        )
+    return profiles.rename(names, genes.namespace)
+
+
+def attach_texts(images: ImageTexts, slides: Sequence[SlideData]) -> list[SlideData]:
+    """The slides, those that a text is of with the text keys of their regions."""
+    named = {slide for slide, _ in images.key_of_place}
+    strange = sorted(named - {slide.slide_id for slide in slides})
+    if strange:
+        raise DataError(f"a text is of slide {strange[0]}, which the study lacks; check its name")
+    return [
+        replace(one, regions=images.attach(one.regions)) if one.slide_id in named else one
+        for one in slides
+    ]
+
+
+def history_of(checkpoint: AlignCheckpoint) -> str:
+    """Scores and losses of all nets on their way, as CSV."""
+    rows = [
+        {"net": number, **look}
+        for number, net in enumerate(checkpoint.report)
+        for look in net["history"]
+    ]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def _named(genes: GenePanel) -> list[tuple[str, str]]:
+    return list(zip(genes.ids, genes.symbols, strict=True))
+
+
+def _make_room(folder: Path, record: dict[str, Any], *, is_replacing: bool) -> None:
+    """Refuse, or delete, a finished run of other settings."""
+    path = folder / "run.json"
+    if not path.exists() or not (folder / "checkpoint").exists():
+        return
+    stored, wanted = read_json(path), json.loads(json.dumps(record))
+    if all(stored.get(name) == wanted.get(name) for name in ("config", "from", "words")):
+        return
+    if not is_replacing:
+        raise ConfigError(
+            f"Run '{folder.name}' exists with other settings. Give this one another --run, or "
+            "delete the old one with --replace."
+        )
+    shutil.rmtree(folder)
+
+
+def _tell(checkpoint: AlignCheckpoint, seconds: float, voice: Voice) -> None:
+    """What came of it: held-out scores of the nets, which chose their steps and are no result."""
+    scores = ", ".join(f"{net['best_score']:.3f}" for net in checkpoint.report)
+    steps = ", ".join(str(net["best_step"]) for net in checkpoint.report)
+    voice.say(
+        f"{checkpoint.model_id}: {len(checkpoint.nets)} nets, {len(checkpoint.table)} genes, "
+        f"nearer to their own partner than to another {scores} of the time (0.5 is chance) at "
+        f"steps {steps}, {seconds:.0f} s"
+    )

@@ -1,0 +1,121 @@
+"""Diagnose a model of words on a study: each link of its chain, and what to do about it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from histoscribe.annotate.label import embed_units
+from histoscribe.annotate.queries import WordClass, embed_classes
+from histoscribe.annotate.scores import score_units
+from histoscribe.annotate.word_model import AnnotateConfig, WordModel
+from histoscribe.app.annotate_run import Asked, Words, load_places
+from histoscribe.app.study import Study
+from histoscribe.data.profiles import Profiles
+from histoscribe.data.regions import Regions
+from histoscribe.data.store import read_profiles
+from histoscribe.data.texts import key_of
+from histoscribe.errors import DataError
+from histoscribe.evaluate.diagnose import Chain, Finding, diagnose
+from histoscribe.train.assemble import SlideData
+
+
+def diagnose_study(
+    study: Study, model: WordModel, asked: Asked, profiles: Path, words: Words | None
+) -> list[Finding]:
+    """Look at the chain from the measured regions of a study to labelled profiles and their texts.
+
+    Args:
+        study: A prepared study with measured regions.
+        model: The checkpoint.
+        asked: Which samples.
+        profiles: The folder of stored profiles whose texts are looked at.
+        words: Classes whose bias is looked at; None for none.
+
+    Raises:
+        DataError: Nothing is measured, or no profile has a text.
+    """
+    slides = [slide for _, slide in load_places(study, model, asked)]
+    return diagnose(chain_of(model, slides, read_profiles(profiles), words, asked.config))
+
+
+def chain_of(
+    model: WordModel,
+    slides: Sequence[SlideData],
+    profiles: Profiles,
+    words: Words | None,
+    config: AnnotateConfig,
+) -> Chain:
+    """Everything that `diagnose` looks at, embedded."""
+    image, gene = [], []
+    for slide in slides:
+        if slide.regions.expression is None:
+            continue
+        rows = model.embed_regions([slide])
+        measured = model.embed_profiles(profiles_of(slide.regions))
+        is_known = np.isfinite(rows).all(axis=1) & np.isfinite(measured).all(axis=1)
+        image.append(rows[is_known])
+        gene.append(measured[is_known])
+    if not image:
+        raise DataError(
+            "no sample has measured regions; the chain begins at images with expression"
+        )
+    labelled = _with_text(profiles)
+    texts = labelled.text or ()
+    keys = labelled.text_key or ("",) * len(labelled)
+    distinct = list(dict.fromkeys(texts))
+    row_of = {text: row for row, text in enumerate(distinct)}
+    embedded = model.embed_texts(distinct)
+    score, classes = np.zeros((0, 0), np.float32), ()
+    if words is not None:
+        score = _class_scores(model, slides, words.classes, words.settings(config))
+        classes = tuple(one.name for one in words.classes)
+    return Chain(
+        image=np.concatenate(image),
+        gene=np.concatenate(gene),
+        profile=model.embed_profiles(labelled),
+        text=embedded[[row_of[text] for text in texts]],
+        text_key=tuple(key or key_of(text) for key, text in zip(keys, texts, strict=True)),
+        platform=labelled.platform,
+        class_score=score,
+        classes=classes,
+    )
+
+
+def profiles_of(regions: Regions) -> Profiles:
+    """Measured regions as profiles: what was measured, without where.
+
+    Raises:
+        DataError: Nothing was measured.
+    """
+    if regions.expression is None:
+        raise DataError("these regions have no expression; give measured ones")
+    names = zip(regions.slide_id, regions.region_id, strict=True)
+    return Profiles(
+        profile_id=tuple(f"{slide}/{region}" for slide, region in names),
+        expression=regions.expression,
+        expression_unit=regions.expression_unit,
+        genes=regions.genes,
+        gene_observed=regions.gene_observed,
+        provenance=regions.provenance,
+        platform=(regions.platform,) * len(regions),
+        donor_id=regions.patient_id,
+    )
+
+
+def _with_text(profiles: Profiles) -> Profiles:
+    rows = np.flatnonzero([bool(text) for text in profiles.text or ()])
+    if not len(rows):
+        raise DataError(f"none of the {len(profiles)} profiles has a text; give labelled ones")
+    return profiles.take(rows)
+
+
+def _class_scores(
+    model: WordModel,
+    slides: Sequence[SlideData],
+    classes: Sequence[WordClass],
+    config: AnnotateConfig,
+) -> np.ndarray:
+    queries = embed_classes(model, classes, config.templates)
+    rows = next(iter(embed_units(model, slides, config).embedding.values()))
+    return score_units(rows, queries, config.composite, model.scale)

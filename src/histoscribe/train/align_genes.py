@@ -1,0 +1,229 @@
+"""The table of genes of an alignment, its expression by row, and the texts of its profiles."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+
+from histoscribe.data.genes import GenePanel
+from histoscribe.data.profiles import Profiles
+from histoscribe.data.regions import Regions
+from histoscribe.data.texts import Texts, key_of, texts_of
+from histoscribe.errors import DataError
+from histoscribe.readers.marker_lists import AugmentConfig, MarkerSet, pseudo_profiles
+from histoscribe.train.align_config import AlignConfig
+from histoscribe.train.align_data import MadeGenes, MeasuredGenes, StackedGenes, stack_genes
+from histoscribe.train.assemble import AssembledBags, SlideData
+from histoscribe.train.draw import mix
+from histoscribe.train.gene_standardiser import GeneStandardiser, fit_gene_standardiser, gene_values
+from histoscribe.train.pairs import split_by_donor
+
+
+@dataclass(frozen=True, eq=False)
+class Words:
+    """What is said, and of what expression. Genes are named as the slides' are.
+
+    Attributes:
+        profiles: Labelled profiles.
+        markers: Marker lists, made into profiles.
+        texts: Further wordings, by key or name of what they are of; and those of the regions'
+            text keys, for image-text pairs.
+    """
+
+    profiles: tuple[Profiles, ...] = ()
+    markers: tuple[MarkerSet, ...] = ()
+    texts: tuple[Texts, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class GeneSide:
+    """Expression of all regions, then all profiles, then what was made from marker lists.
+
+    Attributes:
+        table: The genes.
+        standardiser: Fitted on regions and on profiles of training donors.
+        rows: Expression by row.
+        n_regions: Rows that are regions, in the order of the bags.
+        has_values: Rows with any expression on the table.
+        text_key: Key of each row, "" for none; regions have none here.
+        texts: All wordings.
+        alias: New keys of texts whose key became another's.
+        train: Profiles that are trained on.
+        held_out: Profiles of donors that are held out.
+    """
+
+    table: GenePanel
+    standardiser: GeneStandardiser
+    rows: StackedGenes
+    n_regions: int
+    has_values: np.ndarray
+    text_key: tuple[str, ...]
+    texts: Texts
+    alias: Mapping[str, str]
+    train: Int64[np.ndarray, " train"]
+    held_out: Int64[np.ndarray, " held_out"]
+
+
+def choose_table(
+    panel: GenePanel, slides: Sequence[SlideData], words: Words, most: int
+) -> GenePanel:
+    """The genes that profiles are read by: the panel, then markers, then what varies.
+
+    A gene that regions and profiles do not have in common says nothing of the way from one to the
+    other, and is left out, as are markers that no region has measured.
+
+    Args:
+        panel: Genes of the regression.
+        slides: Of training; with expression.
+        words: Profiles and markers.
+        most: Genes at most; the panel is whole in any case.
+    """
+    symbol_of: dict[str, str] = {}
+    for slide in slides:
+        genes, seen = slide.regions.genes, slide.regions.gene_observed
+        for gene, symbol, is_seen in zip(genes.ids, genes.symbols, seen, strict=True):
+            if is_seen:
+                symbol_of.setdefault(gene, symbol)
+    known = GenePanel(tuple(symbol_of), tuple(symbol_of.values()), panel.namespace)
+    marked = {gene for one in words.markers for gene in one.genes}
+    shared = {
+        gene
+        for one in words.profiles
+        for gene, is_seen in zip(one.genes.ids, one.gene_observed, strict=True)
+        if is_seen
+    }
+    measured = gene_values([slide.regions for slide in slides], known)
+    values, n = measured.values.astype(np.float64), max(1, len(measured))
+    mean = np.asarray(values.sum(axis=0)).ravel() / n
+    variance = np.asarray((values * values).sum(axis=0)).ravel() / n - mean**2
+    names = zip(known.ids, known.symbols, strict=True)
+    is_marked = np.array([gene in marked or symbol in marked for gene, symbol in names])
+    is_wanted = (is_marked | np.array([gene in shared for gene in known.ids])) & (variance > 0)
+    order = np.lexsort((-variance, ~is_marked))
+    rows = {**dict.fromkeys(known.rows_of(panel.ids).tolist())}
+    if -1 in rows:
+        raise DataError("a gene of the panel is measured on no training slide; choose it anew")
+    for row in order.tolist():
+        if len(rows) >= max(most, len(panel)):
+            break
+        if is_wanted[row]:
+            rows[row] = None
+    return known.take(np.array(list(rows), dtype=np.int64))
+
+
+def make_gene_side(
+    bags: AssembledBags, panel: GenePanel, words: Words, config: AlignConfig
+) -> GeneSide:
+    """Fit the standardiser and put all expression on one table.
+
+    Raises:
+        DataError: Nothing is said of any profile, or texts contradict each other.
+        MismatchError: Profiles or marker lists share no gene with the table.
+    """
+    table = choose_table(panel, bags.slides, words, config.n_table_genes)
+    regions = _regions_of(bags)
+    measured = gene_values([*regions, *words.profiles], table)
+    n_regions = sum(len(part) for part in regions)
+    donors = [donor for part in words.profiles for donor in part.donor_id]
+    train, held_out = _split(donors, config)
+    fitted_on = np.concatenate([np.arange(n_regions), n_regions + train])
+    fitted_on = fitted_on[measured.has_values[fitted_on]]
+    standardiser = fit_gene_standardiser(measured.take(fitted_on))
+    made, made_keys, made_texts = _markers(words, table, standardiser, config)
+    parts = [texts_of(part) for part in words.profiles]
+    texts, alias = unify_texts([*parts, *words.texts, made_texts])
+    keys = [alias.get(key, key) for part in words.profiles for key in _keys_of(part)]
+    n_made = len(made)
+    has_values = np.concatenate([measured.has_values, np.ones(n_made, dtype=bool)])
+    first_made = len(measured)
+    rows = np.concatenate([n_regions + train, first_made + np.arange(n_made)]).astype(np.int64)
+    text_key = ("",) * n_regions + (*keys, *(alias.get(key, key) for key in made_keys))
+    rows, held = rows[has_values[rows]], n_regions + held_out
+    held = held[has_values[held] & np.array([text_key[row] != "" for row in held], dtype=bool)]
+    return GeneSide(
+        table=table,
+        standardiser=standardiser,
+        rows=stack_genes([MeasuredGenes(measured, standardiser), made]),
+        n_regions=n_regions,
+        has_values=has_values,
+        text_key=text_key,
+        texts=texts,
+        alias=alias,
+        train=rows,
+        held_out=held,
+    )
+
+
+def unify_texts(parts: Sequence[Texts]) -> tuple[Texts, dict[str, str]]:
+    """All wordings, those of equal words under one key; and the new key of each that changed.
+
+    One source may key "B cell" by an ontology's id and another by the name: the first key that a
+    text is met with counts. A key that is itself the name of a text is taken for that text's key.
+    """
+    key_of_words: dict[str, str] = {}
+    alias: dict[str, str] = {}
+    pairs = [pair for part in parts for pair in zip(part.text_key, part.text, strict=True)]
+    for key, text in pairs:
+        key_of_words.setdefault(key_of(text), key)
+    for key, text in pairs:
+        other = key_of_words.get(key_of(key)) or key_of_words[key_of(text)]
+        if other != key:
+            alias.setdefault(key, other)
+
+    def last(key: str) -> str:
+        seen = {key}
+        while (after := alias.get(key, key)) not in seen:
+            seen.add(key := after)
+        return key
+
+    resolved = {key: last(key) for key in alias}
+    rows: dict[str, str] = {}
+    for key, text in pairs:
+        rows.setdefault(text, resolved.get(key, key))
+    return Texts(tuple(rows.values()), tuple(rows)), resolved
+
+
+def _regions_of(bags: AssembledBags) -> list[Regions]:
+    """The regions of the bags, slide by slide, in the order of the bags."""
+    if (np.diff(bags.slide_of_bag) < 0).any():
+        raise DataError("bags are not in the order of their slides; assemble them anew")
+    return [
+        slide.regions.take(bags.row_of_bag[bags.slide_of_bag == number])
+        for number, slide in enumerate(bags.slides)
+        if (bags.slide_of_bag == number).any()
+    ]
+
+
+def _split(donors: Sequence[str], config: AlignConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Profiles to train on, and those of donors that are held out, where there are several."""
+    everyone = np.arange(len(donors), dtype=np.int64)
+    if len(set(donors) - {""}) < 2 or not config.held_out_donors:
+        return everyone, everyone[:0]
+    return split_by_donor(
+        donors, config.held_out_donors, mix(config.seed, 17), unknown_in_training=True
+    )
+
+
+def _markers(
+    words: Words, table: GenePanel, standardiser: GeneStandardiser, config: AlignConfig
+) -> tuple[MadeGenes, tuple[str, ...], Texts]:
+    """Profiles of the marker lists, their keys and their texts."""
+    known = standardiser.is_known
+    if not words.markers:
+        return MadeGenes(np.zeros((0, len(table)), np.float32), known), (), Texts((), ())
+    augment = AugmentConfig(
+        config.marker_copies, config.marker_dropout, config.marker_noise, config.seed
+    )
+    made = pseudo_profiles(words.markers, table, augment, known)
+    z = made.z.copy()
+    rows: Mapping[str, str] = dict(zip(made.text, made.text_key, strict=True))
+    z *= config.marker_z
+    return MadeGenes(z, known), made.text_key, Texts(tuple(rows.values()), tuple(rows))
+
+
+def _keys_of(profiles: Profiles) -> list[str]:
+    """Key of each profile's text, as `texts_of` has it; "" without one."""
+    texts = profiles.text or ("",) * len(profiles)
+    keys = profiles.text_key or ("",) * len(profiles)
+    return [(key or key_of(text)) if text else key for key, text in zip(keys, texts, strict=True)]

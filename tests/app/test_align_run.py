@@ -1,0 +1,120 @@
+"""A space of images, genes and words from the command line, and words put to the study with it."""
+
+import json
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+from histoscribe.app.align_run import name_like, split_labelled
+from histoscribe.data.genes import GenePanel
+from histoscribe.data.store import read_annotation, read_profiles
+from histoscribe.data.toy import RATES, SYMBOLS
+
+QUICK = [
+    *("--genes", "7", "--set", "fit.n_components=5", "--set", "fit.n_field_components=3"),
+    *("--set", "fit.n_phenotypes=3", "--set", "model.width=16", "--set", "bags.rings_um=[150.0]"),
+    *("--set", "align.n_steps=40", "--set", "align.validate_every=20", "--set", "align.n_nets=1"),
+    *("--set", "align.image_gene_rows=32", "--set", "align.gene_text_rows=16"),
+    *("--set", "align.embedding_width=8", "--set", "labelled.min_genes=1"),
+    *("--set", "labelled.min_cells=2"),
+]
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """Labelled cells of two kinds, their genes by symbol."""
+    rng, n = np.random.default_rng(4), 40
+    kind = np.arange(n) % 2
+    cells = anndata.AnnData(
+        X=rng.poisson(3 * RATES[kind]).astype(np.float32),
+        obs=pd.DataFrame(
+            {
+                "kind": np.array(["alpha cell", "beta cell"])[kind],
+                "donor_id": [f"d{row // 2 % 4}" for row in range(n)],
+            },
+            index=[f"c{row}" for row in range(n)],
+        ),
+        var=pd.DataFrame(index=list(SYMBOLS)),
+    )
+    path = tmp_path_factory.mktemp("labelled") / "cells.h5ad"
+    cells.write_h5ad(path)
+    return path
+
+
+def test_fitted_annotated_and_diagnosed(fitted, call, labelled, tiny_bert, tmp_path):
+    markers = tmp_path / "markers.json"
+    markers.write_text(json.dumps({"beta cell": ["BETA1", "BETA2"]}))
+    words = ("fit", fitted, "--objective", "joint", "--run", "words", "--test", "c1", *QUICK)
+    words += ("--labelled", f"{labelled}:kind", "--markers", markers, "--text-tower", tiny_bert)
+    answer = call(*words, "--json")
+    assert answer.code == 0, answer.err
+    home = fitted / "runs" / "words"
+    assert answer.record["checkpoint"] == str(home / "checkpoint")
+    assert 0 <= answer.record["held_out"][0] <= 1
+    assert (home / "history.csv").read_text().startswith("net,step,score")
+    assert len(read_profiles(home / "profiles0")) == 8
+    again = call(*words, "--json")
+    assert again.record["model_id"] == answer.record["model_id"]
+    other = call(*words, "--set", "align.n_steps=41")
+    assert other.code == 2
+    assert "--replace" in other.message
+
+    terms = tmp_path / "terms.txt"
+    terms.write_text("alpha cell\nbeta cell\n")
+    for level in ("region", "cell"):
+        said = call(
+            *("annotate", fitted, "--run", "words", "--terms", terms, "--level", level),
+            *("--sample", "c1", "--out", tmp_path / level, "--json"),
+        )
+        assert said.code == 0, said.err
+    stored = read_annotation(tmp_path / "region" / "c1.zarr")
+    assert np.isfinite(stored.uncertainty).any()
+    found = call(
+        *("diagnose", fitted, "--run", "words", "--profiles", home / "profiles0", "--json"),
+    )
+    assert found.code == 0, found.err
+    predicted = call("predict", fitted, "--checkpoint", home / "predictor", "--sample", "c1")
+    assert predicted.code == 0, predicted.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "match"),
+    [
+        (["--objective", "joint"], 2, "--labelled"),
+        (["--objective", "words"], 2, "objective"),
+        (["--markers", "m.json"], 2, "--objective"),
+        (["--objective", "align", "--markers", "none.json"], 3, "none.json"),
+        (["--objective", "align", "--set", "align.n_step=3"], 2, "n_steps"),
+    ],
+)
+def test_wrong_requests_are_named(fitted, call, words, code, match):
+    answer = call("fit", fitted, "--run", "other", "--test", "c1", *words)
+    assert answer.code == code, answer.err
+    assert match in answer.message
+
+
+def test_a_column_is_told_from_a_path(tmp_path):
+    path = tmp_path / "a:b.h5ad"
+    path.touch()
+    assert split_labelled(str(path)) == (path, None)
+    assert split_labelled("x/cells.h5ad:cell_type")[1] == "cell_type"
+    assert split_labelled("cells.h5ad")[1] is None
+
+
+def test_genes_are_named_as_the_study_names_them(fitted, call, labelled):
+    profiles = read_labelled(labelled)
+    by_id = GenePanel(("ENSG00000000001", "ENSG00000000002"), ("ALPHA1", "ALPHA2"), "ensembl")
+    renamed = name_like(profiles, by_id)
+    assert renamed.genes.ids[:2] == by_id.ids
+    assert renamed.genes.namespace == "ensembl"
+    by_symbol = name_like(renamed, profiles.genes)
+    assert by_symbol.genes.ids == profiles.genes.ids
+
+
+def read_labelled(path):
+    from histoscribe.readers.cell_groups import LabelledCellsConfig
+    from histoscribe.readers.labelled_cells import read_labelled_cells
+
+    return read_labelled_cells(path, LabelledCellsConfig(min_genes=1, label="kind")).profiles
