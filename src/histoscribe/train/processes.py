@@ -7,11 +7,14 @@ process's share only.
 
 import os
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from histoscribe.errors import ConfigError
+
+T = TypeVar("T")
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 """What torchrun tells every process."""
@@ -53,6 +56,32 @@ def find_processes() -> Processes:
             f"of {', '.join(NAMES)} the environment has {said}; start several processes with "
             "torchrun, or unset these"
         ) from error
+
+
+def meet() -> bool:
+    """Wait until all processes are here.
+
+    Returns:
+        Whether they were waited for: they know each other from the first net that they train.
+    """
+    if find_processes().n == 1:
+        return True
+    if not distributed.is_initialized():
+        return False
+    distributed.barrier()
+    return True
+
+
+def from_first(value: T) -> T:
+    """What the first process has for a value, if they have trained together; else the value.
+
+    For choices that must be one, where a GPU can round a score differently in each process.
+    """
+    if find_processes().n == 1 or not distributed.is_initialized():
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def weigh_loss(loss: Tensor, n_observed: int | Tensor, processes: Processes) -> Tensor:
