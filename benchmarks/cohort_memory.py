@@ -60,9 +60,11 @@ def measure(n_slides: int, n_cells: int) -> dict[str, float]:
     watcher = threading.Thread(target=watch, args=(peak, is_done))
     watcher.start()
     started = time.monotonic()
-    fit(slides, split, make_panel(200), config=config)
-    is_done.set()
-    watcher.join()
+    try:
+        fit(slides, split, make_panel(200), config=config)
+    finally:
+        is_done.set()
+        watcher.join()
     return {**peak, "seconds": time.monotonic() - started}
 
 
