@@ -1,7 +1,6 @@
 """`fit` by two processes of torchrun: what one writes, written once, and one end for both."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -10,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from tests.app.conftest import SMALL_FIT, check
+from torch.distributed import DistBackendError, DistNetworkError, DistStoreError
 
+from histoscribe.app.together import find_lost
 from histoscribe.train.checkpoint import Checkpoint
 from histoscribe.train.processes import NAMES
 
-WAIT_S = 600
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 NO_CHANCE = [
     *("-s", "model.dropout=0", "-s", "model.context_dropout=0", "-s", "fit.cluster_weight=0"),
     *("-s", "model.context_input_dropout=0", "-s", "model.cells_in_training=0"),
@@ -28,25 +27,6 @@ EACH_ITS_STUDY = (
 )
 
 
-def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
-    """Two processes on this machine; a hang is a failure."""
-    environment = {name: value for name, value in os.environ.items() if name not in NAMES}
-    command = [*TORCHRUN, *map(str, words)]
-    with subprocess.Popen(
-        command,
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as started:
-        try:
-            said = started.communicate(timeout=WAIT_S)
-        except subprocess.TimeoutExpired:
-            started.terminate()  # it ends its two processes, which a kill would leave
-            raise
-    return subprocess.CompletedProcess(command, started.returncode, *said)
-
-
 def files_of(folder: Path) -> list[str]:
     """All files, without the times and the process in the names of TensorBoard's."""
     names = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
@@ -55,7 +35,7 @@ def files_of(folder: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_going_on", [False, True], ids=["fit", "fit --from"])
-def test_two_processes_write_once_what_one_writes(fitted, tmp_path, call, is_going_on):
+def test_two_processes_write_once_what_one_writes(fitted, tmp_path, call, torchrun, is_going_on):
     study = tmp_path / "study"
     shutil.copytree(fitted, study)
     words = ["fit", study, "--test", "c1", *SMALL_FIT, *NO_CHANCE]
@@ -84,7 +64,7 @@ def test_two_processes_write_once_what_one_writes(fitted, tmp_path, call, is_goi
 
 
 @pytest.mark.slow
-def test_a_fault_of_one_process_ends_both_and_is_said_once(fitted, tmp_path):
+def test_a_fault_of_one_process_ends_both_and_is_said_once(fitted, tmp_path, torchrun):
     studies = tmp_path / "study", tmp_path / "of-a-machine-that-lacks-a-file"
     for study in studies:
         shutil.copytree(fitted, study)
@@ -111,10 +91,73 @@ def test_other_commands_are_refused(tmp_path, call, monkeypatch):
     for command in ("prepare", "ingest", "survival", "predict"):
         check(call(command, tmp_path), 2, [f"run 'histoscribe {command}' without torchrun"])
     check(call("fit", tmp_path), 3, ["No study at"])
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    for command in ("prepare", "fit"):
+        check(call(command, tmp_path), 2, ["start several processes with torchrun"])
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("WORLD_SIZE", "1")
     check(call("prepare", tmp_path), 3, ["No study at"])
     monkeypatch.setenv("WORLD_SIZE", "many")
     check(call("fit", tmp_path), 2, ["start several processes with torchrun"])
+
+
+GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] "
+LOST = [
+    DistNetworkError("Failed to recv, got 0 bytes. Connection was likely closed.\nframes"),
+    DistStoreError("Timed out after 301 seconds waiting for clients."),
+    RuntimeError(GLOO + "Connection closed by peer [127.0.0.1]:24"),
+    RuntimeError(GLOO + "Read error [127.0.0.1]:24: Connection reset by peer"),
+    RuntimeError(GLOO + "Write error: Broken pipe"),
+    RuntimeError(GLOO + "Timed out waiting 1800000ms for recv operation to complete"),
+    DistBackendError("NCCL error in: ProcessGroupNCCL.cpp\nConnection closed by remote peer n1"),
+]
+KEPT = [
+    RuntimeError("ProcessGroupNCCL is only supported with GPUs, no GPUs found!"),
+    DistBackendError("NCCL error in: NCCLUtils.cpp\nDuplicate GPU detected : rank 1 and rank 0"),
+    RuntimeError(GLOO + "op.preamble.length <= op.nbytes. 8 vs 4"),
+    RuntimeError("DataLoader timed out after 5 seconds"),
+    ValueError("closed by peer, says gloo"),
+]
+
+
+@pytest.mark.parametrize("error", LOST + KEPT, ids=lambda error: str(error)[-30:])
+def test_a_process_that_went_away_is_told_from_other_faults(error, monkeypatch):
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    assert find_lost(error) is None
+    for name, value in zip(NAMES, ("1", "2", "2"), strict=True):
+        monkeypatch.setenv(name, value)
+    lost = find_lost(error)
+    assert (lost is not None) == (error in LOST)
+    if lost is not None:
+        assert lost.exit_code == 5
+        assert "One of the 2 processes no longer answers" in str(lost)
+        assert str(lost).endswith(f"PyTorch says: {str(error).splitlines()[0]}")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert find_lost(error) is None
+
+
+ONE_CLAIMS = """
+import json, os, sys, time
+from pathlib import Path
+from histoscribe.app.together import claim_fault
+begun = time.monotonic()
+is_mine = claim_fault()
+said = json.dumps([is_mine, time.monotonic() - begun])
+Path(sys.argv[1], os.environ["RANK"]).write_text(said)
+time.sleep(3)  # the store lives as long as a process does
+"""
+
+
+@pytest.mark.slow
+def test_one_process_claims_a_fault_and_the_other_is_held_up(tmp_path, torchrun):
+    done = torchrun("--no-python", "--", sys.executable, "-c", ONE_CLAIMS, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = [json.loads((tmp_path / rank).read_text()) for rank in ("0", "1")]
+    (_, _), (is_mine, held_up_s) = sorted(said, reverse=True)
+    assert sorted(mine for mine, _ in said) == [False, True]
+    assert not is_mine
+    assert held_up_s >= 1
 
 
 def test_the_package_runs_as_a_module():

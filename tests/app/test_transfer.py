@@ -11,6 +11,7 @@ from tests.app.conftest import SAMPLES, SMALL_FIT, TOY_PARTS, check, row_of, wri
 
 from histoscribe.data.gene_names import human_genes
 from histoscribe.data.store import read_prediction
+from histoscribe.train.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +65,9 @@ def test_a_start_that_cannot_be_is_refused(fitted, tmp_path, call):
     trained_on = ("fit", fitted, "--run", "second", "--test", "a1", *SMALL_FIT)
     check(call(*trained_on, "--from", source), 4, ["was trained on tissue of a1"])
     assert not (fitted / "runs" / "second").exists()
+    itself = ("fit", fitted, "--run", "first", "--replace", "--test", "c1", *SMALL_FIT)
+    check(call(*itself, "--from", source), 2, ["--replace would delete run 'first'"])
+    assert (source / "checkpoint.json").exists()
 
 
 def ingest(folder, names_of, toy_files, call):
@@ -104,4 +108,22 @@ def test_genes_by_symbol_and_by_id_meet(toy_files, tmp_path, call):
         for run in ("first", "second")
     ]
     assert [panel["namespace"] for panel in spoken] == ["ensembl", "symbol"]
+    assert answer.message.count("are matched by") == 1  # and not again where it is scored
     assert (study / "runs" / "second" / "report.html").exists()
+
+
+def test_names_of_the_test_side_do_not_reach_the_fit(toy_files, tmp_path, call):
+    said = {}
+    for namespace in ("symbol", "ensembl"):
+        names = {"a1": "symbol", "b1": namespace}
+        study = ingest(tmp_path / namespace, names, toy_files, call)
+        answer = call("fit", study, "--test", "b1", *SMALL_FIT)
+        assert answer.code == 0, answer.err
+        told = answer.message.count("are matched by their symbol (GENCODE 48)")
+        assert told == (namespace == "ensembl")
+        run = study / "runs" / "first"
+        said[namespace] = [
+            Checkpoint.load(run / "checkpoint").model_id,
+            *((run / name).read_text() for name in ("scores.json", "scores.csv")),
+        ]
+    assert said["symbol"] == said["ensembl"]

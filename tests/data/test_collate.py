@@ -67,11 +67,18 @@ def test_a_batch_is_let_go_before_the_next_is_made():
     assert len(made) == 4
 
 
-def test_what_was_not_told_is_refused():
+@pytest.mark.parametrize("more", [-1, 1])
+@pytest.mark.parametrize("name", BatchSize._fields)
+def test_what_was_not_told_is_refused(name, more):
     parts = batches(2)
-    more = size_of(parts)._replace(n_cells=size_of(parts).n_cells + 1)
+    size = size_of(parts)
+    told = size._replace(**{name: getattr(size, name) + more})
     with pytest.raises(DataError, match="told ahead"):
-        collate(iter(parts), more)
+        collate(iter(parts), told)
+
+
+def test_what_cannot_be_one_batch_is_refused():
+    parts = batches(2)
     with pytest.raises(DataError, match="no bags"):
         collate(iter([]), BatchSize(0, 0, 0))
     with pytest.raises(MismatchError, match="shape of field"):

@@ -13,6 +13,7 @@ from histoscribe.data.gene_names import human_genes, map_names, rename_genes, re
 from histoscribe.data.genes import GenePanel
 from histoscribe.data.toy import toy_world
 from histoscribe.errors import MismatchError
+from histoscribe.train.targets import library_size
 
 ERBB2, ACTB, TP53 = "ENSG00000141736", "ENSG00000075624", "ENSG00000141510"
 
@@ -73,12 +74,19 @@ def test_names_of_one_gene_are_summed_in_linear_units():
     assert np.allclose(np.expm1(made.expression.toarray()), [[9, 2, 4], [5, 3, 0]], rtol=1e-6)
 
 
-def test_a_sum_with_a_part_that_was_not_measured_is_not_measured():
-    counts = np.array([[1, 0, 4], [2, 0, 3]])
-    seen = np.array([True, False, True])
-    made = rename_genes(named(["ERBB2", ERBB2, "ACTB"], counts, gene_observed=seen), "ensembl")
-    assert made.gene_observed.tolist() == [False, True]
-    assert made.expression.toarray().tolist() == [[0, 4], [0, 3]]
+@pytest.mark.parametrize("measured", [0, 1])
+def test_a_name_that_was_not_measured_takes_nothing_from_one_that_was(measured):
+    counts = np.array([[0, 0, 4, 0, 0], [0, 0, 3, 0, 0]])
+    counts[:, measured] = (1, 2)
+    seen = np.array([False, False, True, False, False])
+    seen[measured] = True
+    names = ["ERBB2", ERBB2, "ACTB", "TP53", TP53]
+    regions = named(names, counts, gene_observed=seen)
+    made = rename_genes(regions, "ensembl")
+    assert made.genes.ids == (ERBB2, ACTB, TP53)
+    assert made.gene_observed.tolist() == [True, True, False]
+    assert made.expression.toarray().tolist() == [[1, 4, 0], [2, 3, 0]]
+    assert np.array_equal(library_size(made), library_size(regions))
 
 
 def test_renaming_keeps_library_sizes_and_what_has_no_other_name():

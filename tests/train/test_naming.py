@@ -20,6 +20,7 @@ from histoscribe.train.targets import library_size, measure
 from histoscribe.train.transfer import Start
 
 STRANGER = "LOST-SYMBOL"
+MOUSE = GenePanel(("ENSMUSG00000029580", "ENSMUSG00000059552"), ("Actb", "Trp53"), "ensembl")
 
 
 def with_real_genes(slide, namespace, stranger=None):
@@ -46,6 +47,17 @@ def by_symbol(slides):
 @pytest.fixture(scope="module")
 def by_id(slides):
     return [with_real_genes(slide, "ensembl") for slide in slides]
+
+
+def with_mouse_genes(slide):
+    """Few regions of the slide, with two genes of a mouse."""
+    regions = replace(
+        slide.regions.take(np.arange(3)),
+        genes=MOUSE,
+        expression=csr_array(np.ones((3, 2), np.float32)),
+        gene_observed=np.ones(2, dtype=bool),
+    )
+    return replace(slide, regions=regions)
 
 
 def choose(slides):
@@ -107,6 +119,16 @@ def test_genes_without_a_pair_are_masked_and_count_in_the_library(slides, by_id)
     assert np.array_equal(library_size(named.regions), library_size(slides[0].regions))
 
 
+def test_scoring_does_not_look_at_slides_of_no_side(by_symbol, by_id, quick, small):
+    """One of a mouse, say, which could not be renamed."""
+    brief = replace(quick, max_epochs=1)
+    made = fit(by_symbol, TARGET, choose(by_symbol[2:3]), config=brief, model_settings=small)
+    assert by_id[0].slide_id not in (*TARGET.train, *TARGET.test)
+    config = ScoreConfig(BootstrapConfig(n_draws=20))
+    wanted = benchmark(made, by_id[1:], config).to_json()
+    assert benchmark(made, [with_mouse_genes(by_id[0]), *by_id[1:]], config).to_json() == wanted
+
+
 def test_slides_named_alike_are_not_touched(by_id, slides):
     told = []
     for given in (by_id, slides):
@@ -116,18 +138,10 @@ def test_slides_named_alike_are_not_touched(by_id, slides):
 
 
 def test_other_species_are_refused_with_the_mend(by_symbol, slides):
-    mouse = GenePanel(("ENSMUSG00000029580", "ENSMUSG00000059552"), ("Actb", "Trp53"), "ensembl")
     with pytest.raises(MismatchError, match="ENSMUSG00000029580 is not the id of a human gene"):
-        name_alike(by_symbol, mouse)
-    regions = slides[0].regions.take(np.arange(3))
-    two = replace(
-        regions,
-        genes=mouse,
-        expression=csr_array(np.ones((3, 2), np.float32)),
-        gene_observed=np.ones(2, dtype=bool),
-    )
+        name_alike(by_symbol, MOUSE)
     with pytest.raises(MismatchError, match="only human genes can be renamed"):
-        name_alike([replace(slides[0], regions=two)], by_symbol[0].regions.genes)
+        name_alike([with_mouse_genes(slides[0])], by_symbol[0].regions.genes)
 
 
 def test_a_panel_goes_both_ways(by_id):

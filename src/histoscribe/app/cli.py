@@ -24,7 +24,7 @@ from histoscribe.app import (
 )
 from histoscribe.app.console import Voice
 from histoscribe.app.faults import BUG, OUR_WORDS, in_our_words
-from histoscribe.app.together import check_alone, find_lost, is_first_fault
+from histoscribe.app.together import check_alone, claim_fault, find_lost
 from histoscribe.errors import HistoscribeError
 
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports
@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _interrupt(voice: Voice) -> int:
-    if is_first_fault():
+    if claim_fault():
         voice.say("Interrupted. What was finished is kept; the same command goes on from there.")
     return INTERRUPTED
 
@@ -150,7 +150,7 @@ def _interrupt(voice: Voice) -> int:
 def _fail(voice: Voice, error: HistoscribeError, is_debug: bool) -> int:
     if is_debug:
         traceback.print_exc()
-    if is_first_fault():
+    if claim_fault():
         voice.fault(type(error).__name__, str(error), error.exit_code)
     return error.exit_code
 
@@ -160,7 +160,7 @@ def _refuse(voice: Voice, error: Exception) -> int:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "histoscribe"
     message = getattr(error, "format_message", error.__str__)()
-    if is_first_fault():
+    if claim_fault():
         voice.fault("ConfigError", f"{message.rstrip('.')}. See '{command} --help'.", 2)
     return 2
 
@@ -168,7 +168,7 @@ def _refuse(voice: Voice, error: Exception) -> int:
 def _bug(voice: Voice, error: Exception, is_debug: bool) -> int:
     if is_debug:
         traceback.print_exc()
-    if not is_first_fault():
+    if not claim_fault():
         return BUG
     with tempfile.NamedTemporaryFile(
         "w", prefix="histoscribe-fault-", suffix=".log", delete=False

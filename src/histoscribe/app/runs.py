@@ -98,7 +98,8 @@ def fit_run(
             `run.json` says what was asked and what was found.
 
     Raises:
-        ConfigError: The run exists with other settings, or the split cannot be made.
+        ConfigError: The run exists with other settings, or is to be replaced and holds `start`;
+            the split cannot be made; or the processes cannot share the device.
         DataError: Samples are not prepared, or fewer genes qualify than were asked for.
         MissingExtra: The machine has no such device.
     """
@@ -114,6 +115,11 @@ def fit_run(
         raise ConfigError(
             f"Run '{run}' exists with other settings. Give this one another --run, or delete the "
             "old one with --replace."
+        )
+    if is_other and start is not None and start.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"--replace would delete run '{run}', in which the checkpoint of --from lies. Give the "
+            "new run another --run."
         )
     check_device(config.fit)
     sides = _name_alike(load_sides(study, config.split), source and source.panel, voice)
@@ -172,7 +178,10 @@ def _begin_run(folder: Path, record: dict[str, Any], is_other: bool) -> None:
 
 
 def _name_alike(sides: Sides, panel: GenePanel | None, voice: Voice) -> Sides:
-    """The sides with genes named as in a panel; without one, all in the same way."""
+    """The sides with genes named as in a panel; without one, as the training side has it alone."""
+    if panel is None:
+        training = name_alike(sides.of(sides.split.train))
+        panel = next((s.regions.genes for s in training if len(s.regions.genes)), None)
     return replace(sides, slides=name_alike(sides.slides, panel, voice.say))
 
 
@@ -213,11 +222,12 @@ def evaluate_run(study: Study, run: str, voice: Voice) -> Outcome:
     folder = study.run_folder(run)
     config = config_of(study, run)
     checkpoint = Checkpoint.load(folder / "checkpoint")
-    sides = _name_alike(load_sides(study, config.split), checkpoint.panel, voice)
+    sides = load_sides(study, config.split)
     if sides.split != checkpoint.split:
         raise DataError(
             f"run {run} was fitted on other samples than the study has now. Fit a new run."
         )
+    sides = replace(sides, slides=name_alike(sides.slides, checkpoint.panel))  # the fit told of it
     started = time.monotonic()
     if sides.split.unit == "none":
         voice.warn(UNSCORED)

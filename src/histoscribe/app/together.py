@@ -18,18 +18,23 @@ from typing import TYPE_CHECKING
 from histoscribe.app.console import Voice
 from histoscribe.app.faults import MACHINE
 from histoscribe.errors import ConfigError, HistoscribeError, MissingExtra
+from histoscribe.train.processes import find_processes
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
     from histoscribe.app.study import Study
-    from histoscribe.train.processes import Processes
 
 PAUSE_S = 0.2
 CONNECT_WITHIN = timedelta(minutes=5)
 FAULT = "fault"
-LOST = ("gloo", "nccl")
-"""Who speaks of a process that no longer answers, in messages of PyTorch."""
+SPEAK_FIRST_S = 1.0  # torchrun ends all others as soon as one ends
+BACKENDS = ("gloo", "nccl")
+LOST = (
+    *("closed by peer", "closed by remote peer", "reset by peer"),
+    *("broken pipe", "timed out"),
+)
+"""What the backends of PyTorch say, in small letters, of a process that no longer answers."""
 
 
 def find_voice(is_json: bool) -> Voice:
@@ -38,8 +43,7 @@ def find_voice(is_json: bool) -> Voice:
     Raises:
         ConfigError: The environment is that of torchrun in part.
     """
-    processes = _find()
-    return Voice(is_json, is_silent=processes is not None and not processes.is_first)
+    return Voice(is_json, is_silent=not find_processes().is_first)
 
 
 def check_alone(words: Sequence[str]) -> None:
@@ -52,10 +56,10 @@ def check_alone(words: Sequence[str]) -> None:
         ConfigError: A command other than `fit` was started as several processes.
     """
     command = next((word for word in words if not word.startswith("-")), "fit")
-    processes = None if command == "fit" else _find()
-    if processes is not None and processes.n > 1:
+    n = 1 if command == "fit" else find_processes().n
+    if n > 1:
         raise ConfigError(
-            f"'histoscribe {command}' works in one process and torchrun started {processes.n}: run "
+            f"'histoscribe {command}' works in one process and torchrun started {n}: run "
             f"'histoscribe {command}' without torchrun. Only 'histoscribe fit' shares its work "
             "among processes."
         )
@@ -69,8 +73,7 @@ def hold(study: "Study") -> Iterator[None]:
         ConfigError: Somebody else writes the study.
         HistoscribeError: Another of the processes failed.
     """
-    processes = _find()
-    if processes is not None and not processes.is_first:
+    if not find_processes().is_first:
         _wait_for("locked")
         yield
         _wait_for("done")
@@ -91,51 +94,63 @@ def after_first(name: str, write: Callable[[], None]) -> None:
     Raises:
         HistoscribeError: Another of the processes failed.
     """
-    processes = _find()
-    if processes is not None and not processes.is_first:
+    if not find_processes().is_first:
         _wait_for(name)
         return
     write()
     _tell(name)
 
 
-def is_first_fault() -> bool:
-    """Whether no other process has failed yet; from now on, this one has."""
+def claim_fault() -> bool:
+    """Take it on this process to say what failed, unless another has taken it.
+
+    Returns:
+        Whether this process is to speak. One that is not is held up a moment: torchrun ends all
+        when one ends, and the other has to be heard.
+    """
     try:
-        processes = _find()
-        if processes is None or processes.n == 1:
+        processes = find_processes()
+        if processes.n == 1:
             return True
         mine = str(processes.rank)
-        return _store().compare_set(FAULT, "", mine).decode() == mine
+        is_mine = _store().compare_set(FAULT, "", mine).decode() == mine
     except (HistoscribeError, RuntimeError, ValueError):  # better said by each than by none
         return True
+    if not is_mine:
+        time.sleep(SPEAK_FIRST_S)
+    return is_mine
 
 
 def find_lost(error: Exception) -> HistoscribeError | None:
     """What there is to say if an error is of a process that no longer answers, else None."""
-    is_lost = isinstance(error, RuntimeError) and any(name in str(error).lower() for name in LOST)
-    processes = _find() if is_lost else None
-    if processes is None or processes.n == 1:
+    if not isinstance(error, RuntimeError):
         return None
+    try:
+        n = find_processes().n
+    except ConfigError:
+        return None
+    if n == 1 or not _is_lost(error):
+        return None
+    first_line = str(error).strip().partition("\n")[0]
     return MissingExtra(
-        f"One of the {processes.n} processes no longer answers: it was killed, most often for want "
-        "of memory, or its machine went away. Run the same command again; it goes on from the "
-        "last state that was kept."
+        f"One of the {n} processes no longer answers: it was killed, most often for want of "
+        "memory, or its machine went away. Run the same command again; it goes on from the last "
+        f"state that was kept. PyTorch says: {first_line}"
     )
 
 
-def _find() -> "Processes | None":
-    """This process among those of torchrun; None where torchrun started nothing."""
-    if "LOCAL_WORLD_SIZE" not in os.environ:
-        return None
-    from histoscribe.train.processes import find_processes
+def _is_lost(error: RuntimeError) -> bool:
+    """Whether the store of torchrun is gone, or a backend says that a connection is."""
+    from torch.distributed import DistNetworkError, DistStoreError
 
-    return find_processes()
+    words = str(error).lower()
+    is_of_backend = any(name in words for name in BACKENDS)
+    is_of_store = isinstance(error, DistNetworkError | DistStoreError)
+    return is_of_store or (is_of_backend and any(part in words for part in LOST))
 
 
 def _tell(name: str) -> None:
-    processes = _find()
-    if processes is not None and processes.n > 1:
+    if find_processes().n > 1:
         _store().set(name, "")
 
 

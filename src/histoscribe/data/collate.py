@@ -51,7 +51,10 @@ def collate(batches: Iterable[BagBatch], size: BatchSize | None = None) -> BagBa
     for batch in batches:
         whole = whole or _make_room(batch, size)
         _check_alike(batch, whole)
-        end = _put(batch, whole, end)
+        start, end = end, _end_of(batch, end)
+        if any(n > told for n, told in zip(end, size, strict=True)):
+            raise _untold(end, size)
+        _put(batch, whole, start, end)
         for values in whole.values():
             if values.device.type == "cpu":
                 release(values.numpy())
@@ -59,7 +62,7 @@ def collate(batches: Iterable[BagBatch], size: BatchSize | None = None) -> BagBa
     if not whole:
         raise DataError("no bags to collate; give at least one")
     if end != size:
-        raise DataError(f"{size} was told ahead of batches of {end}; give what they count")
+        raise _untold(end, size)
     return BagBatch(**whole, n_bags=size.n_bags)
 
 
@@ -93,10 +96,18 @@ def _check_alike(batch: BagBatch, whole: Mapping[str, Tensor]) -> None:
             raise MismatchError(f"bags differ in the shape of {name}: {got} and {wanted}")
 
 
-def _put(batch: BagBatch, whole: Mapping[str, Tensor], start: BatchSize) -> BatchSize:
-    """Put a batch in its place, its rows counted from there; the place where it ends comes back."""
+def _untold(end: BatchSize, size: BatchSize) -> DataError:
+    return DataError(f"{size} was told ahead of batches of {end}; give what they count")
+
+
+def _end_of(batch: BagBatch, start: BatchSize) -> BatchSize:
+    """Where a batch ends that starts there."""
     counts = (batch.n_cells, batch.n_blocks, batch.n_bags)
-    end = BatchSize(*(a + n for a, n in zip(start, counts, strict=True)))
+    return BatchSize(*(a + n for a, n in zip(start, counts, strict=True)))
+
+
+def _put(batch: BagBatch, whole: Mapping[str, Tensor], start: BatchSize, end: BatchSize) -> None:
+    """Put a batch in its place, its rows counted from there."""
     firsts, ends = _lengths(start), _lengths(end)
     for name, values in whole.items():
         values[firsts[name] : ends[name]] = getattr(batch, name)
@@ -104,4 +115,3 @@ def _put(batch: BagBatch, whole: Mapping[str, Tensor], start: BatchSize) -> Batc
     neighbours += start.n_cells * (neighbours >= 0)
     whole["block_of_cell"][start.n_cells : end.n_cells] += start.n_blocks
     whole["bag_of_block"][start.n_blocks : end.n_blocks] += start.n_bags
-    return end

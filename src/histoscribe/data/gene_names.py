@@ -170,8 +170,9 @@ def rename_panel(panel: GenePanel, namespace: Namespace) -> GenePanel:
 def rename_genes(regions: Regions, namespace: Namespace) -> Regions:
     """The same regions with genes named in another namespace.
 
-    Names of one gene are put together: their expression is summed, in linear units, and the gene
-    counts as observed where each of them was.
+    Names of one gene are put together: the expression of those that were observed is summed, in
+    linear units, and the gene counts as observed if any of them was. So library sizes stay what
+    they were, whatever else the gene is called by.
 
     Raises:
         MismatchError: If the genes are not human, or none is known.
@@ -181,12 +182,12 @@ def rename_genes(regions: Regions, namespace: Namespace) -> Regions:
     genes, column = _rename(regions.genes, namespace)
     if len(genes) == len(regions.genes):
         return replace(regions, genes=genes)
-    is_observed = np.ones(len(genes), dtype=bool)
-    np.logical_and.at(is_observed, column, regions.gene_observed)
+    is_observed = np.zeros(len(genes), dtype=bool)
+    np.logical_or.at(is_observed, column, regions.gene_observed)
     expression = None
     if regions.expression is not None:
         adding = csr_array(
-            (is_observed[column].astype(np.float64), (np.arange(len(column)), column)),
+            (regions.gene_observed.astype(np.float64), (np.arange(len(column)), column)),
             shape=(len(column), len(genes)),
         )
         is_log = regions.expression_unit.startswith("log1p")

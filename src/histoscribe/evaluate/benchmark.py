@@ -207,7 +207,7 @@ def benchmark(
             "the checkpoint was fitted on all slides and kept none to be scored on; score a fit "
             "that left some out"
         )
-    slides = name_alike(slides, checkpoint.panel)
+    slides = name_alike(_pick(slides, (*split.train, *split.test)), checkpoint.panel)
     train, test = _pick(slides, split.train), _pick(slides, split.test)
     space = checkpoint.scaling.target.space
     answers = {

@@ -6,6 +6,8 @@ the number of the step or epoch, so that a fit that was killed goes on to the ve
 
 import logging
 import math
+import os
+import signal
 import time
 import warnings
 from collections.abc import Iterator
@@ -250,7 +252,8 @@ def train_net(
         if is_start and resume is None:
             best.consider(net, _score_at_once(module, held_out), 0)
             stop.best_score = torch.tensor(best.score)
-        trainer.fit(module, training, held_out, ckpt_path=resume)
+        with _interruptible():
+            trainer.fit(module, training, held_out, ckpt_path=resume)
         n_epochs = trainer.current_epoch
     fitted = FittedNet(best.weights, best.epoch, best.score, n_epochs)
     if finished is not None and state is not None and processes.is_first:
@@ -342,10 +345,26 @@ def _loggers(folder: Path | None, task: NetTask) -> list[Logger] | bool:
 
 @contextmanager
 def _forked(device: str) -> Iterator[None]:
-    """Leave the global random state as it was."""
+    """Leave the global random state as it was; of several processes, each takes its own GPU."""
+    if device == "cuda" and torch.cuda.is_available() and find_processes().n > 1:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     devices = [torch.cuda.current_device()] if device == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C out as what it is: Lightning ends the program for it and ignores the next."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from error
 
 
 @contextmanager
