@@ -36,13 +36,13 @@ from histoscribe.evaluate.metrics import measure_all
 from histoscribe.models.bitro import Bitro
 from histoscribe.models.bitro_config import BitroConfig
 from histoscribe.models.predictor import MODELS
-from histoscribe.nn.windowed import BlockOrder, WindowedTransformer
 from histoscribe.predict import predict_regions
 from histoscribe.train.fit import fit
 from histoscribe.train.fit_config import FitConfig
 from histoscribe.train.gene_panel import PanelConfig, choose_panel
 from histoscribe.train.targets import measure
 from transfer_jobs import SECTIONS, as_kind
+from windowed import BlockOrder, WindowedTransformer
 
 N_GENES, SEEDS, WINDOW = 250, (0, 1, 2), 64
 RINGS = BagConfig()

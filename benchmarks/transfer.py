@@ -44,43 +44,37 @@ from histoscribe.train.transfer import (
     gene_tensors,
 )
 from transfer_jobs import (
-    ARMS,
     MOST_TRAINED,
     NEAR_FULL,
-    RATES,
-    RATES_FOUND_AT,
     SECTIONS,
     SIZES,
     Bench,
     Job,
     Kind,
+    Rates,
     as_kind,
     jobs_of,
     search_jobs,
 )
 
 
-def find_rates(records: Callable[[Job], dict[str, Any]]) -> dict[tuple[str, str, str], float]:
+def find_rates(records: Callable[[Job], dict[str, Any]]) -> Rates:
     """For each direction, test section and arm the rate that its own target regions like best.
 
     The score is the mean loss of the held-out target regions of that fold: nothing of the section
     that is tested has a part in it.
     """
-    found: dict[tuple[str, str, str], float] = {}
-    for source in ("spot", "bulk"):
-        for test in SECTIONS:
-            for arm in ARMS:
-                means = {}
-                for rate in RATES:
-                    report = records(Job(source, test, RATES_FOUND_AT, arm, 0, rate))["report"]
-                    means[rate] = float(np.mean([net["best_score"] for net in report]))
-                found[source, test, arm] = max(means, key=lambda rate: means[rate])
-    print("| from | arm | " + " | ".join(f"rate for {test}" for test in SECTIONS) + " |")
-    print("|---" * (len(SECTIONS) + 2) + "|")
-    for source in ("spot", "bulk"):
-        for arm in ARMS:
-            rates = " | ".join(f"{found[source, test, arm]:g}" for test in SECTIONS)
-            print(f"| {source} | {arm} | {rates} |")
+    means: dict[tuple[Kind, str, str, int], dict[float, float]] = {}
+    for job in search_jobs():
+        scores = [net["best_score"] for net in records(job)["report"]]
+        of_arm = means.setdefault((job.source, job.test, job.arm, job.n_regions), {})
+        of_arm[job.rate] = float(np.mean(scores))
+    found: Rates = {what: max(one, key=lambda rate: one[rate]) for what, one in means.items()}
+    print("| from | found at | arm | " + " | ".join(f"rate for {test}" for test in SECTIONS) + " |")
+    print("|---" * (len(SECTIONS) + 3) + "|")
+    for source, arm, n in dict.fromkeys((source, arm, n) for source, _, arm, n in found):
+        rates = " | ".join(f"{found[source, test, arm, n]:g}" for test in SECTIONS)
+        print(f"| {source} | {n or 'all'} | {arm} | {rates} |")
     return found
 
 
@@ -120,7 +114,7 @@ def draws_of(
 def print_table(
     bench: Bench,
     source: Kind,
-    rates: dict[tuple[str, str, str], float],
+    rates: Rates,
     records: Callable[[Job], dict[str, Any]],
 ) -> list[str]:
     """The table of a direction; what falls short comes back."""

@@ -39,7 +39,10 @@ ARMS = ("scratch", "lora", "full", "frozen")
 SEEDS = {"scratch": 3, "lora": 3, "full": 1, "frozen": 1}
 RATES = (1e-4, 3e-4, 1e-3)
 """Learning rates; each arm of a fold takes the one that its held-out target regions like best."""
-RATES_FOUND_AT = 16
+RATES_FOUND_AT = {4: 16, 16: 16, 0: 0}
+"""For each number of target regions, the one at which rates are compared: 4 are too few for it."""
+Rates = dict[tuple[Kind, str, str, int], float]
+"""The rate of a source, test section, arm and number of regions at which it was found."""
 SOURCE_FIT: dict[str, Any] = {"max_epochs": 30, "patience": 8, "stop_on": "loss"}
 TARGET_FIT: dict[str, Any] = {"max_epochs": 60, "patience": 10, "stop_on": "loss"}
 
@@ -188,7 +191,8 @@ def key_of(value: Any) -> str:
 def search_jobs() -> list[Job]:
     """Every arm at every rate, once."""
     return [
-        Job(source, test, RATES_FOUND_AT, arm, 0, rate)
+        Job(source, test, n_regions, arm, 0, rate)
+        for n_regions in sorted(set(RATES_FOUND_AT.values()), reverse=True)
         for source in ("spot", "bulk")
         for test in SECTIONS
         for arm in ARMS
@@ -196,14 +200,12 @@ def search_jobs() -> list[Job]:
     ]
 
 
-def jobs_of(
-    source: Kind, test: str, n_regions: int, rates: dict[tuple[str, str, str], float]
-) -> list[Job]:
+def jobs_of(source: Kind, test: str, n_regions: int, rates: Rates) -> list[Job]:
     """All fits of a row of the tables, for one test section."""
     jobs = [Job(source, test, n_regions, "source", seed) for seed in range(3)]
     jobs += [Job(source, test, n_regions, "baselines", seed) for seed in range(3)]
     jobs += [
-        Job(source, test, n_regions, arm, seed, rates[source, test, arm])
+        Job(source, test, n_regions, arm, seed, rates[source, test, arm, RATES_FOUND_AT[n_regions]])
         for arm in ARMS
         for seed in range(SEEDS[arm])
     ]

@@ -5,8 +5,9 @@
 Cells are placed at random over a square of tissue, 2,500 to a square millimetre, and listed field
 by field, as `prepare` lists them; their features and the tiles' are drawn: the figures are of cost,
 and say nothing of quality. The model has the default settings with weights as they begin. Each
-size runs in a process of its own, whose peak memory is printed. Then the cost of a training step on
-the smallest and the largest slide. Ends with PASS or FALLS SHORT.
+size runs in a process of its own, whose peak memory is printed, round after round; medians over the
+rounds. Then the cost of a training step on the smallest and the largest slide. Ends with PASS or
+FALLS SHORT.
 """
 
 import argparse
@@ -148,29 +149,38 @@ def measure(n_cells: int, n_genes: int) -> dict[str, float]:
     }
 
 
+def measure_apart(n_cells: int, n_genes: int) -> dict[str, float]:
+    """`measure` in a process of its own."""
+    command = [sys.executable, __file__, "--one", str(n_cells), "--genes", str(n_genes)]
+    made = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=os.environ)
+    return json.loads(made.stdout.splitlines()[-1])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", default="125000,250000,500000,1000000")
     parser.add_argument("--genes", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=3, help="medians are over so many")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(options.one, options.genes)))
         return 0
-    found = []
-    for n_cells in map(int, options.cells.split(",")):
-        command = [sys.executable, __file__, "--one", n_cells, "--genes", options.genes]
-        made = subprocess.run(
-            list(map(str, command)), stdout=subprocess.PIPE, check=True, text=True, env=os.environ
-        )
-        found.append(json.loads(made.stdout.splitlines()[-1]))
-    print(f"{options.genes} genes, {torch.get_num_threads()} threads; a net")
+    sizes = list(map(int, options.cells.split(",")))
+    rounds = [
+        [measure_apart(n_cells, options.genes) for n_cells in sizes] for _ in range(options.rounds)
+    ]
+    found = [
+        {name: float(np.median([one[name] for one in ones])) for name in ones[0]}
+        for ones in zip(*rounds, strict=True)
+    ]
+    print(f"{options.genes} genes, {torch.get_num_threads()} threads; a net; {len(rounds)} rounds")
     print("| cells | blocks | prediction, s | CPU s | peak, GiB | training step, CPU s |")
     print("|---|---|---|---|---|---|")
     for one in found:
         print(
-            f"| {one['cells']:,} | {one['blocks']:,} | {one['seconds']:.1f} | {one['cpu']:.1f} | "
-            f"{one['peak_gib']:.2f} | {one['step']:.3f} |"
+            f"| {one['cells']:,.0f} | {one['blocks']:,.0f} | {one['seconds']:.1f} | "
+            f"{one['cpu']:.1f} | {one['peak_gib']:.2f} | {one['step']:.3f} |"
         )
     log_cells = np.log([one["cells"] for one in found])
     exponents = {

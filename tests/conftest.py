@@ -1,7 +1,9 @@
 """What every test may ask for."""
 
 import os
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +17,10 @@ from histoscribe.data.profiles import Profiles
 from histoscribe.data.regions import RegionSize
 from histoscribe.data.toy import AXES_UM, PITCH_UM, RADIUS_UM, toy_world
 from histoscribe.train.assemble import SlideData
+from histoscribe.train.processes import NAMES
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+WAIT_S = 600
 
 
 @pytest.fixture(scope="session")
@@ -155,3 +161,27 @@ def write_tiny_bert(folder: Path, seed: int = 3) -> Path:
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory) -> Path:
     return write_tiny_bert(tmp_path_factory.mktemp("texts") / "tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def torchrun() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Two processes on this machine; a hang is a failure."""
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if name not in NAMES}
+        command = [*TORCHRUN, *map(str, words)]
+        with subprocess.Popen(
+            command,
+            env={**environment, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as started:
+            try:
+                said = started.communicate(timeout=WAIT_S)
+            except subprocess.TimeoutExpired:
+                started.terminate()  # it ends its two processes, which a kill would leave
+                raise
+        return subprocess.CompletedProcess(command, started.returncode, *said)
+
+    return run

@@ -13,8 +13,8 @@ from histoscribe.app.console import Voice
 from histoscribe.errors import ConfigError, DataError, MismatchError, MissingExtra
 
 COMMANDS = (
-    "demo", "match", "ingest", "prepare", "fit", "predict", "evaluate", "survival", "doctor",
-    "tissue", "weights", "config",
+    "demo", "match", "ingest", "prepare", "fit", "predict", "evaluate", "merge", "survival",
+    "doctor", "tissue", "weights", "config",
 )  # fmt: skip
 
 

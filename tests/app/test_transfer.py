@@ -1,10 +1,17 @@
 """A fit that goes on from another, from the command line."""
 
 import json
+import re
 import shutil
 
+import anndata
+import numpy as np
 import pytest
-from tests.app.conftest import SMALL_FIT, check
+from tests.app.conftest import SAMPLES, SMALL_FIT, TOY_PARTS, check, row_of, write_manifest
+
+from histoscribe.data.gene_names import human_genes
+from histoscribe.data.store import read_prediction
+from histoscribe.train.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +33,27 @@ def test_a_run_goes_on_from_a_checkpoint(fitted, tmp_path, call):
     check(call(*words), 2, ["exists with other settings"])
     answer = call("predict", study, "--run", "second", "--sample", "c1")
     assert answer.code == 0, answer.err
+    check_merge(study, folder, tmp_path / "merged", call)
+
+
+def check_merge(study, folder, merged, call):
+    before = (folder / "checkpoint.json").read_bytes()
+    answer = call("merge", folder, "--out", merged, "--json")
+    assert answer.code == 0, answer.err
+    assert answer.record["checkpoint"] == str(merged)
+    assert not (merged / "adapters").exists()
+    assert (folder / "checkpoint.json").read_bytes() == before
+    means = []
+    for number, source in enumerate((folder, merged)):
+        out = merged.parent / f"said-{number}"
+        asked = ("predict", study, "--checkpoint", source, "--sample", "c1", "--out", out)
+        assert call(*asked).code == 0
+        means.append(read_prediction(out / "c1.zarr").mean)
+    assert np.array_equal(*means, equal_nan=True)
+    check(call("merge", folder, "--out", merged), 2, [f"{merged} exists", "--out"])
+    check(call("merge", merged, "--out", merged.parent / "twice"), 2, ["no adapters to merge"])
+    check(call("merge", study, "--out", merged.parent / "twice"), 3, ["no checkpoint at"])
+    assert not (merged.parent / "twice").exists()
 
 
 def test_a_start_that_cannot_be_is_refused(fitted, tmp_path, call):
@@ -37,3 +65,65 @@ def test_a_start_that_cannot_be_is_refused(fitted, tmp_path, call):
     trained_on = ("fit", fitted, "--run", "second", "--test", "a1", *SMALL_FIT)
     check(call(*trained_on, "--from", source), 4, ["was trained on tissue of a1"])
     assert not (fitted / "runs" / "second").exists()
+    itself = ("fit", fitted, "--run", "first", "--replace", "--test", "c1", *SMALL_FIT)
+    check(call(*itself, "--from", source), 2, ["--replace would delete run 'first'"])
+    assert (source / "checkpoint.json").exists()
+
+
+def ingest(folder, names_of, toy_files, call):
+    """A prepared study of toy sections with real genes: by symbol, or by Ensembl id."""
+    genes = [pair for pair in sorted(human_genes().id_of.items()) if pair[0][:2] == "KR"]
+    folder.mkdir()
+    rows = []
+    for sample, namespace in names_of.items():
+        table = anndata.read_h5ad(toy_files / f"{sample}.h5ad")
+        table.var_names = [
+            symbol if namespace == "symbol" else gene for symbol, gene in genes[: table.n_vars]
+        ]
+        table.write_h5ad(folder / f"{sample}.h5ad")
+        shutil.copy(toy_files / f"{sample}.png", folder)
+        rows.append(row_of(sample, SAMPLES[sample]))
+    study = folder / "study"
+    assert call("ingest", write_manifest(folder / "m.csv", rows), study).code == 0
+    assert call("prepare", study, *TOY_PARTS).code == 0
+    return study
+
+
+def test_genes_by_symbol_and_by_id_meet(toy_files, tmp_path, call):
+    source = ingest(tmp_path / "s", {"a1": "symbol", "b1": "symbol"}, toy_files, call)
+    answer = call("fit", source, "--test", "b1", *SMALL_FIT)
+    assert answer.code == 0, answer.err
+    assert "are matched by" not in answer.err
+    study = ingest(tmp_path / "t", {"b1": "symbol", "c1": "ensembl"}, toy_files, call)
+    answer = call("fit", study, "--test", "b1", *SMALL_FIT)
+    assert answer.code == 0, answer.err
+    assert "are matched by their Ensembl id (GENCODE 48)" in answer.message
+    words = ("fit", study, "--test", "b1", "--run", "second", *SMALL_FIT)
+    answer = call(*words, "--from", source / "runs" / "first" / "checkpoint")
+    assert answer.code == 0, answer.err
+    assert "are matched by their symbol (GENCODE 48)" in answer.message
+    assert re.search("which knows [1-7] of them", answer.message)
+    spoken = [
+        json.loads((study / "runs" / run / "checkpoint" / "checkpoint.json").read_text())["panel"]
+        for run in ("first", "second")
+    ]
+    assert [panel["namespace"] for panel in spoken] == ["ensembl", "symbol"]
+    assert answer.message.count("are matched by") == 1  # and not again where it is scored
+    assert (study / "runs" / "second" / "report.html").exists()
+
+
+def test_names_of_the_test_side_do_not_reach_the_fit(toy_files, tmp_path, call):
+    said = {}
+    for namespace in ("symbol", "ensembl"):
+        names = {"a1": "symbol", "b1": namespace}
+        study = ingest(tmp_path / namespace, names, toy_files, call)
+        answer = call("fit", study, "--test", "b1", *SMALL_FIT)
+        assert answer.code == 0, answer.err
+        told = answer.message.count("are matched by their symbol (GENCODE 48)")
+        assert told == (namespace == "ensembl")
+        run = study / "runs" / "first"
+        said[namespace] = [
+            Checkpoint.load(run / "checkpoint").model_id,
+            *((run / name).read_text() for name in ("scores.json", "scores.csv")),
+        ]
+    assert said["symbol"] == said["ensembl"]

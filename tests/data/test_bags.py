@@ -5,7 +5,9 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from histoscribe.data.bags import BagConfig, collate
+from histoscribe.data import bags as bags_module
+from histoscribe.data.bags import BagConfig
+from histoscribe.data.collate import collate
 from histoscribe.data.toy import toy_bag_batch
 from histoscribe.errors import ConfigError, DataError, MismatchError
 
@@ -117,3 +119,20 @@ def test_settings_are_checked():
     for fault in (*wrong, {"rings_um": (450.0, 250.0)}, {"rings_um": (0.0,)}):
         with pytest.raises(ConfigError):
             BagConfig(**fault)
+
+
+def test_a_batch_is_checked_to_its_end_in_small_parts(monkeypatch):
+    monkeypatch.setattr(bags_module, "CHECKED_CELLS", 7)
+    whole = batch(n_bags=6, most_blocks=3)
+    assert whole.n_cells > 3 * 7
+    last = whole.n_cells - 1
+    for column, wrong, words in ((0, 0, "column 0"), (1, last + 1, "name row"), (1, 0, "leaves")):
+        neighbours = whole.neighbours.clone()
+        neighbours[last, column] = wrong
+        with pytest.raises(DataError, match=words.replace("leaves", "another block")):
+            replace(whole, neighbours=neighbours)
+    for row in (6, 7, 13, 14, last):  # at the borders of the parts as well
+        block_of_cell = whole.block_of_cell.clone()
+        block_of_cell[row:] += 2
+        with pytest.raises(DataError, match="not ascending"):
+            replace(whole, block_of_cell=block_of_cell)

@@ -17,7 +17,7 @@ import shapely
 import zarr
 from scipy.sparse import csr_array
 
-from histoscribe.data import atomic, outline_store, store
+from histoscribe.data import atomic, mapped, outline_store, store
 from histoscribe.data.atomic import hash_file, hash_folder
 from histoscribe.data.mapped import as_read_only, new_mapped
 from histoscribe.data.prediction import Prediction
@@ -373,3 +373,17 @@ def test_the_nouns_do_not_need_anndata():
         "assert 'anndata' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_large_features_are_read_into_a_file_and_are_the_same(tmp_path, monkeypatch):
+    store.write_cells(CELLS, tmp_path)
+    plain = store.read_cells(tmp_path)
+    monkeypatch.setattr(mapped, "IN_FILE_BYTES", 1)
+    monkeypatch.setattr(store, "CHUNK_BYTES", 100)
+    store.write_cells(CELLS, tmp_path / "in small chunks")
+    for folder in (tmp_path, tmp_path / "in small chunks"):
+        large = store.read_cells(folder)
+        assert large.features.dtype == plain.features.dtype
+        assert np.array_equal(large.features, plain.features)
+        assert large.features.base.base.untyped_storage().filename is not None
+        assert plain.features.base.base is None

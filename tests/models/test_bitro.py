@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from histoscribe.data.bags import BagBatch, collate
+from histoscribe.data.bags import BagBatch
+from histoscribe.data.collate import collate
 from histoscribe.data.toy import toy_bag_batch
 from histoscribe.errors import ConfigError, MismatchError
 from histoscribe.models import bitro

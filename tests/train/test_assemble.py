@@ -1,13 +1,14 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 
+from histoscribe.data import mapped
 from histoscribe.data.bags import BagConfig
 from histoscribe.data.toy import toy_world
 from histoscribe.errors import DataError, MismatchError
-from histoscribe.train.assemble import SlideData, assemble, cut_bags, cut_into_strips
+from histoscribe.train.assemble import SlideData, assemble, cut_bags, cut_into_strips, hold_in_file
 from histoscribe.train.fit import FitConfig, fit_scaling
 
 
@@ -50,6 +51,28 @@ def test_bags_hold_the_cells_and_targets_of_their_regions(slides, panel, quick):
     y = scaling.target.restore(one.target.numpy())[0]
     np.testing.assert_allclose(y, np.log1p(counts / size * 1e4), rtol=1e-4)
     assert bool(one.is_observed.all())
+
+
+def test_what_lies_in_files_has_the_same_bits(slides, panel, quick, monkeypatch):
+    def make():
+        cut = [hold_in_file(cut_bags(slide, BagConfig(ring_um=13.0))) for slide in slides[:3]]
+        scaling = fit_scaling(cut, panel, quick)
+        return cut, scaling, assemble(cut, scaling, panel, has_target=True).batch
+
+    _, in_memory, plain = make()
+    monkeypatch.setattr(mapped, "IN_FILE_BYTES", 1)
+    cut, in_files, batch = make()
+    for part in cut:
+        for array in (part.neighbours, part.descriptors):
+            assert array.base.untyped_storage().filename is not None
+    for field in fields(batch):
+        values, wanted = getattr(batch, field.name), getattr(plain, field.name)
+        if isinstance(values, torch.Tensor):
+            assert torch.equal(values, wanted), field.name
+            assert values.untyped_storage().filename is not None
+            assert wanted.untyped_storage().filename is None
+    arrays = in_files.to_arrays()
+    assert all(np.array_equal(arrays[name], a) for name, a in in_memory.to_arrays().items())
 
 
 def test_a_strip_sees_of_another_only_the_image_in_its_own_fields(slides):

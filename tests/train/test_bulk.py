@@ -12,7 +12,9 @@ from histoscribe.data.pseudobulk import sum_regions
 from histoscribe.data.splits import Split
 from histoscribe.data.toy import toy_bag_batch
 from histoscribe.errors import ConfigError, DataError
+from histoscribe.models.stream import BagStream
 from histoscribe.predict import predict_cells, predict_regions, represent_samples
+from histoscribe.train import draw
 from histoscribe.train.assemble import SlideData, assemble, cut_bags
 from histoscribe.train.draw import Bags, Draw, draw_blocks, in_portions
 from histoscribe.train.fit import fit, fit_scaling
@@ -187,10 +189,10 @@ def test_each_block_is_drawn_alike(whole):
 
 
 def test_portions_hold_all_bags_in_order(whole):
-    portions = in_portions(whole, 0)
+    portions = in_portions(Bags(whole, 0))
     assert torch.cat(portions).tolist() == [0, 1, 2]
     many = toy_bag_batch(torch.Generator().manual_seed(1), n_bags=700, most_blocks=3)
-    portions = in_portions(many, 2)
+    portions = in_portions(Bags(many, 2))
     assert torch.cat(portions).tolist() == list(range(700))
     n_blocks = [int(many.n_blocks_of_bag[rows].clamp(max=2).sum()) for rows in portions]
     assert max(n_blocks) <= 257
@@ -203,3 +205,31 @@ def test_several_bulk_regions_of_a_slide_need_blocks(slides):
     bulk = replace(two, kind="bulk", xy_um=nowhere, radius_um=np.inf, pitch_um=np.nan)
     with pytest.raises(DataError, match="2 bulk regions claim the slide"):
         cut_bags(SlideData(slides[0].cells, slides[0].tiles, bulk), BagConfig())
+
+
+@pytest.mark.parametrize("most_blocks", [0, 13])
+def test_a_sample_scores_the_same_in_portions(
+    samples, panel, quick, small, most_blocks, monkeypatch
+):
+    split = Split(("toy-0", "toy-1", "toy-2"), ("toy-3",), "patient")
+    config = replace(quick, max_epochs=1, blocks_in_training=5, blocks_in_scoring=most_blocks)
+    seen = []
+    monkeypatch.setattr(
+        BagStream,
+        "add",
+        lambda stream, batch, add=BagStream.add: seen.append(1) or add(stream, batch),
+    )
+
+    def fit_at_once(n_blocks):
+        monkeypatch.setattr(draw, "EVALUATED_AT_ONCE", n_blocks)
+        cut = BagConfig(block_side_um=73.0)
+        fitted = fit(samples, split, panel, config=config, bags=cut, model_settings=small)
+        return fitted, [net["best_score"] for net in fitted.report]
+
+    whole, of_whole = fit_at_once(10**6)
+    assert not seen
+    parted, of_parts = fit_at_once(4)
+    assert len(seen) > 2 * 3
+    np.testing.assert_allclose(of_parts, of_whole, rtol=1e-5)
+    for a, b in zip(whole.nets, parted.nets, strict=True):
+        assert all(torch.equal(tensor, b[name]) for name, tensor in a.items())

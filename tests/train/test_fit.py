@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -44,6 +45,17 @@ def test_same_seed_same_bytes_and_another_seed_others(
     assert as_bytes(again, tmp_path / "a") == as_bytes(fitted, tmp_path / "b")
     other = fit(slides, split, panel, config=replace(quick, seed=6), model_settings=small)
     assert as_bytes(other, tmp_path / "c")[WEIGHTS] != as_bytes(fitted, tmp_path / "a")[WEIGHTS]
+
+
+def test_an_interrupt_comes_out_as_one(slides, split, panel, quick, small):
+    def interrupt(_):
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    log = FitLog(on_epoch=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fit(slides, split, panel, config=quick, model_settings=small, log=log)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def poison(slide):

@@ -1,7 +1,5 @@
 """Two processes that share every batch come to the weights of one."""
 
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +9,12 @@ import torch
 
 from histoscribe.data.splits import Split
 from histoscribe.data.toy import toy_bag_batch, toy_study
-from histoscribe.errors import ConfigError
+from histoscribe.errors import ConfigError, MissingExtra
 from histoscribe.train.assemble import SlideData
 from histoscribe.train.checkpoint import Checkpoint
 from histoscribe.train.draw import BagOrder, Bags, Draw
 from histoscribe.train.fit import fit
-from histoscribe.train.fit_config import FitConfig
+from histoscribe.train.fit_config import FitConfig, check_device
 from histoscribe.train.gene_panel import PanelConfig, choose_panel
 from histoscribe.train.net_task import FitLog
 from histoscribe.train.processes import NAMES, Processes, find_processes, weigh_loss
@@ -62,14 +60,9 @@ def fit_toys(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_weights_of_one(tmp_path):
+def test_two_processes_give_the_weights_of_one(tmp_path, torchrun):
     fit_toys(tmp_path / "one")
-    environment = {name: value for name, value in os.environ.items() if name not in NAMES}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-               "--master-port", "0", "--standalone", __file__, str(tmp_path / "two")]  # fmt: skip
-    done = subprocess.run(
-        command, env={**environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
+    done = torchrun(__file__, tmp_path / "two")
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (Checkpoint.load(tmp_path / name / "checkpoint") for name in ("one", "two"))
     assert [net["best_epoch"] for net in one.report] == [net["best_epoch"] for net in two.report]
@@ -109,6 +102,36 @@ def test_what_torchrun_says(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE")
     with pytest.raises(ConfigError, match="torchrun"):
         find_processes()
+
+
+@pytest.mark.parametrize(
+    ("device", "said", "wrong"),
+    [
+        ("cpu", "0 8 4", None),
+        ("cpu", "0 6 4", "started 4 of 6 processes on this machine"),
+        ("cuda", "0 4 2", None),
+        ("cuda", "0 1 1", None),
+        ("cuda", "0 3 3", "started 3 processes on this machine, which has 2 GPU"),
+        ("mps", "0 1 1", None),
+        ("mps", "0 2 2", "mps works in one process and torchrun started 2"),
+    ],
+)
+def test_processes_that_cannot_share_a_device_are_refused(monkeypatch, device, said, wrong):
+    for name, value in zip(NAMES, said.split(), strict=True):
+        monkeypatch.setenv(name, value)
+    for backend in (torch.cuda, torch.mps):
+        monkeypatch.setattr(backend, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    config = FitConfig(device=device)
+    if wrong is None:
+        check_device(config)
+    else:
+        with pytest.raises(ConfigError, match=wrong):
+            check_device(config)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if device == "cuda":
+        with pytest.raises(MissingExtra, match="does not find"):
+            check_device(config)
 
 
 def test_one_process_weighs_nothing():

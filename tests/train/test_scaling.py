@@ -4,13 +4,17 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 from histoscribe.errors import DataError, MismatchError
+from histoscribe.train import scaling as module
+from histoscribe.train.rows import CHUNK, SomeRows, draw_rows, regroup
 from histoscribe.train.scaling import (
     Scaling,
     TargetScaling,
+    Transformed,
     fit_field,
     fit_pca,
     fit_phenotypes,
     fit_target,
+    rotate_field,
 )
 
 
@@ -115,3 +119,67 @@ def test_a_scaling_survives_as_arrays_and_a_missing_array_is_told():
     for name in arrays:
         with pytest.raises(DataError, match="lacks"):
             Scaling.from_arrays({k: v for k, v in arrays.items() if k != name}, "log1p_cp10k")
+
+
+def many_rows(seed):
+    """More than two chunks, and some of them in an order of their own."""
+    x = rows(2 * CHUNK + 4321, seed)
+    return x, np.random.default_rng(seed).permutation(len(x))[: 2 * CHUNK + 1234]
+
+
+def test_rows_that_are_never_held_give_the_bits_of_those_that_are():
+    tables = [many_rows(seed) for seed in (3, 4)]
+    held, asked = [x[some] for x, some in tables], [SomeRows(x, some) for x, some in tables]
+    pca, again = fit_pca(held, 5), fit_pca(asked, 5)
+    for name in ("mean", "scale", "components"):
+        assert np.array_equal(getattr(pca, name), getattr(again, name))
+    transformed = np.concatenate([pca.apply(part) for part in held])
+    lazy = [Transformed(part, pca) for part in asked]
+    assert lazy[0].shape == pca.apply(held[0]).shape
+    assert np.array_equal(draw_rows(lazy, 10**9, seed=1), transformed)
+    few = SomeRows(x := rows(9), np.arange(7))  # fewer than features
+    assert np.array_equal(fit_pca([few], 3).components, fit_pca([x[:7]], 3).components)
+
+
+def test_of_too_many_rows_some_are_drawn_each_alike():
+    parts = [np.arange(0, 300.0)[:, None], np.empty((0, 1)), np.arange(300.0, 1000.0)[:, None]]
+    first = draw_rows(parts, 400, seed=6)[:, 0]
+    assert np.array_equal(first, draw_rows(parts, 400, seed=6)[:, 0])
+    assert len(np.unique(first)) == 400
+    assert (np.diff(first) > 0).all()
+    count = np.zeros(1000)
+    for seed in range(300):
+        count[draw_rows(parts, 400, seed)[:, 0].astype(int)] += 1
+    assert abs(count / 300 - 0.4).max() < 0.13  # 4.5 standard errors
+    assert abs(count[:300].mean() / 300 - 0.4) < 0.01
+    assert np.array_equal(draw_rows(parts, 1000, 0)[:, 0], np.arange(1000.0))
+
+
+def test_phenotypes_of_too_many_cells_are_those_of_the_drawn(monkeypatch):
+    cells = [rows(400, n_features=3).astype(np.float32), rows(301, 1, 3).astype(np.float32)]
+    everything = fit_phenotypes(cells, 4, 2).centroids
+    monkeypatch.setattr(module, "PHENOTYPE_CELLS", 701)
+    assert np.array_equal(fit_phenotypes(cells, 4, 2).centroids, everything)
+    monkeypatch.setattr(module, "PHENOTYPE_CELLS", 99)
+    drawn = fit_phenotypes(cells, 4, 2).centroids
+    assert not np.array_equal(drawn, everything)
+    assert np.array_equal(drawn, fit_phenotypes([draw_rows(cells, 99, 2)], 4, 2).centroids)
+
+
+@pytest.mark.parametrize("n_rings", [3, 4])
+def test_the_field_of_many_regions_has_the_bits_of_all_at_once(n_rings):
+    rng = np.random.default_rng(5)
+    sizes = (CHUNK + 17, 1, 2 * CHUNK // 3, 901)
+    parts = [rng.normal(2, 3, (n, n_rings, 9)).astype(np.float32) for n in sizes]
+    field = fit_field(parts, 5, 3, has_cell_context=True)
+    rotated = rotate_field(np.concatenate(parts), field.tiles, field.cells).astype(np.float64)
+    assert np.array_equal(field.mean, rotated.mean(axis=0).astype(np.float32))
+    spread = np.sqrt(rotated.var(axis=0)[:, 3:6].mean(axis=1, keepdims=True))
+    assert np.array_equal(field.weight[:, 3:6], np.repeat(1 / spread, 3, 1).astype(np.float32))
+
+
+def test_regrouped_rows_are_all_rows_in_order():
+    parts = [np.arange(0, 7), np.arange(7, 7), np.arange(7, 20), np.arange(20, 21)]
+    groups = list(regroup(parts, 5))
+    assert [len(group) for group in groups] == [5, 5, 5, 5, 1]
+    assert np.concatenate(groups).tolist() == list(range(21))

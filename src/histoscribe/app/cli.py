@@ -17,6 +17,7 @@ import typer
 from histoscribe import __version__
 from histoscribe.app import (
     commands_bulk,
+    commands_checkpoint,
     commands_machine,
     commands_study,
     commands_survival,
@@ -24,6 +25,7 @@ from histoscribe.app import (
 )
 from histoscribe.app.console import Voice
 from histoscribe.app.faults import BUG, OUR_WORDS, in_our_words
+from histoscribe.app.together import check_alone, claim_fault, find_lost
 from histoscribe.errors import HistoscribeError
 
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports
@@ -91,7 +93,14 @@ def describe(
     """
 
 
-GROUPS = (commands_study, commands_words, commands_bulk, commands_survival, commands_machine)
+GROUPS = (
+    commands_study,
+    commands_checkpoint,
+    commands_words,
+    commands_bulk,
+    commands_survival,
+    commands_machine,
+)
 
 for group in GROUPS:
     group.register(app)
@@ -104,13 +113,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after the program's name; those of the process by default.
 
     Returns:
-        The exit code. One clear message stands on stderr where it is not 0.
+        The exit code. One clear message stands on stderr where it is not 0; of several processes
+        (`torchrun`), the one that failed first writes it.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     is_debug = "--debug" in words or bool(os.environ.get("HISTOSCRIBE_DEBUG"))
     words = [word for word in words if word != "--debug"]
     voice = Voice("--json" in words)
     try:
+        check_alone(words)
         code = app(args=words, prog_name="histoscribe", standalone_mode=False)
         sys.stdout.flush()
         if code == INTERRUPTED:  # typer's answer to Ctrl-C
@@ -121,8 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageFault as error:
         return _refuse(voice, error)
     except (KeyboardInterrupt, typer.Abort):
-        voice.say("Interrupted. What was finished is kept; the same command goes on from there.")
-        return INTERRUPTED
+        return _interrupt(voice)
     except BrokenPipeError:
         # the reader has gone: the interpreter's last flush must not complain either
         with suppress(OSError):
@@ -135,13 +145,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else _bug(voice, error, is_debug)
         )
     except Exception as error:  # noqa: BLE001 - the border: a bug must not look like a user's fault
-        return _bug(voice, error, is_debug)
+        lost = find_lost(error)
+        return _fail(voice, lost, is_debug) if lost else _bug(voice, error, is_debug)
+
+
+def _interrupt(voice: Voice) -> int:
+    if claim_fault():
+        voice.say("Interrupted. What was finished is kept; the same command goes on from there.")
+    return INTERRUPTED
 
 
 def _fail(voice: Voice, error: HistoscribeError, is_debug: bool) -> int:
     if is_debug:
         traceback.print_exc()
-    voice.fault(type(error).__name__, str(error), error.exit_code)
+    if claim_fault():
+        voice.fault(type(error).__name__, str(error), error.exit_code)
     return error.exit_code
 
 
@@ -150,13 +168,16 @@ def _refuse(voice: Voice, error: Exception) -> int:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "histoscribe"
     message = getattr(error, "format_message", error.__str__)()
-    voice.fault("ConfigError", f"{message.rstrip('.')}. See '{command} --help'.", 2)
+    if claim_fault():
+        voice.fault("ConfigError", f"{message.rstrip('.')}. See '{command} --help'.", 2)
     return 2
 
 
 def _bug(voice: Voice, error: Exception, is_debug: bool) -> int:
     if is_debug:
         traceback.print_exc()
+    if not claim_fault():
+        return BUG
     with tempfile.NamedTemporaryFile(
         "w", prefix="histoscribe-fault-", suffix=".log", delete=False
     ) as stream:

@@ -205,12 +205,15 @@ def fit(
         histoscribe fit study/ --search -s search.learning_rates=[0.001,0.0005]
 
     Split by patient unless told otherwise: sections of a tested patient are not trained on.
+    Several GPUs train together: torchrun --nproc-per-node 4 -m -- histoscribe fit study/ ...
     """
     from histoscribe.app.config import load_config
     from histoscribe.app.runs import evaluate_run, fit_run
     from histoscribe.app.study import open_study
+    from histoscribe.app.together import find_voice, hold
+    from histoscribe.train.processes import find_processes
 
-    voice = Voice(json)
+    voice = find_voice(json)
     opened = open_study(study)
     flags: dict[str, Any] = {
         "split": _split_flags(unit, test or []),
@@ -237,7 +240,7 @@ def fit(
             f"--{strange.replace('_', '-')} goes with --objective align or joint; add one of them"
         )
     settings = load_config(config, set or [], flags)
-    with opened.lock():
+    with hold(opened):
         fit_run(
             opened,
             run,
@@ -247,8 +250,9 @@ def fit(
             is_replacing=replace,
             is_searching=search,
         )
-        outcome = evaluate_run(opened, run, voice)
-    _show(outcome, voice)
+        outcome = evaluate_run(opened, run, voice) if find_processes().is_first else None
+    if outcome is not None:
+        _show(outcome, voice)
 
 
 def evaluate(study: StudyFolder, run: Run = "first", json: Json = False) -> None:

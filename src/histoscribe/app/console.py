@@ -33,12 +33,13 @@ class Voice:
 
     Attributes:
         is_json: Whether a machine listens: then stdout carries one JSON object and nothing else.
+        is_silent: Whether nothing is said at all, for another process says it.
     """
 
-    def __init__(self, is_json: bool = False) -> None:
-        self.is_json = is_json
-        self._people = Console(stderr=True, highlight=False)
-        self._out = Console(highlight=False)
+    def __init__(self, is_json: bool = False, is_silent: bool = False) -> None:
+        self.is_json, self.is_silent = is_json, is_silent
+        self._people = Console(stderr=True, highlight=False, quiet=is_silent)
+        self._out = Console(highlight=False, quiet=is_silent)
 
     def say(self, text: str) -> None:
         """One line for people."""
@@ -68,7 +69,7 @@ class Voice:
 
     def result(self, record: Mapping[str, Any]) -> None:
         """The outcome as one JSON object, where a machine asked for it."""
-        if self.is_json:
+        if self.is_json and not self.is_silent:
             sys.stdout.write(json.dumps(record, default=str, sort_keys=True) + "\n")
             sys.stdout.flush()
 
@@ -88,7 +89,7 @@ class Voice:
     @property
     def is_watched(self) -> bool:
         """Whether somebody sees a bar."""
-        return self._people.is_terminal and not self.is_json
+        return self._people.is_terminal and not self.is_json and not self.is_silent
 
     @contextmanager
     def bars(self) -> Iterator[Bars]:

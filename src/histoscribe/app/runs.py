@@ -16,6 +16,7 @@ from histoscribe.app.prepare import load_slide
 from histoscribe.app.search_run import search_run
 from histoscribe.app.settings import overlay
 from histoscribe.app.study import Sample, Study, read_json, write_json, write_text
+from histoscribe.app.together import after_first
 from histoscribe.data.genes import GenePanel
 from histoscribe.data.regions import Regions
 from histoscribe.data.splits import Split, strips
@@ -28,7 +29,9 @@ from histoscribe.train.checkpoint import Checkpoint
 from histoscribe.train.fit import fit
 from histoscribe.train.fit_config import check_device
 from histoscribe.train.gene_panel import choose_panel, noise_ceiling
+from histoscribe.train.naming import name_alike
 from histoscribe.train.net_task import Epoch, FitLog
+from histoscribe.train.processes import find_processes
 from histoscribe.train.transfer import Start, check_start, check_unseen
 
 NOTHING_MEASURED = "The study has no sample with expression; nothing can be fitted on it."
@@ -81,6 +84,8 @@ def fit_run(
 ) -> Checkpoint:
     """Choose genes and fit on the training side; the checkpoint goes to the run's folder.
 
+    Of several processes (`torchrun`), each calls this and trains; the first writes the folder.
+
     Args:
         study: A prepared study.
         run: Name of the run; the same settings and data give the same checkpoint.
@@ -93,7 +98,8 @@ def fit_run(
             `run.json` says what was asked and what was found.
 
     Raises:
-        ConfigError: The run exists with other settings, or the split cannot be made.
+        ConfigError: The run exists with other settings, or is to be replaced and holds `start`;
+            the split cannot be made; or the processes cannot share the device.
         DataError: Samples are not prepared, or fewer genes qualify than were asked for.
         MissingExtra: The machine has no such device.
     """
@@ -104,14 +110,19 @@ def fit_run(
         record["from"] = source.model_id
     if is_searching:
         record["is_searched"] = True
-    is_other = not _is_same(folder, record)
+    is_other = find_processes().is_first and not _is_same(folder, record)
     if is_other and not is_replacing:
         raise ConfigError(
             f"Run '{run}' exists with other settings. Give this one another --run, or delete the "
             "old one with --replace."
         )
+    if is_other and start is not None and start.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"--replace would delete run '{run}', in which the checkpoint of --from lies. Give the "
+            "new run another --run."
+        )
     check_device(config.fit)
-    sides = load_sides(study, config.split)
+    sides = _name_alike(load_sides(study, config.split), source and source.panel, voice)
     training = [slide.regions for slide in sides.of(sides.split.train)]
     panel = choose_panel(training, config.panel)
     ceiling = _ceiling_of(training, panel, config)
@@ -119,16 +130,14 @@ def fit_run(
     voice.say(f"{len(panel)} genes{at_best}")
     if source is not None:
         _check_source(source, config, sides, panel, voice)
-    if is_other:
-        shutil.rmtree(folder)
-    write_json(folder / "run.json", record)
+    after_first("run begun", lambda: _begin_run(folder, record, is_other))
     started = time.monotonic()
     going_on = None if source is None else Start(source, config.transfer)
     if is_searching:
         config, record["found"] = search_run(
             sides.slides, sides.split, panel, config, start=going_on, folder=folder, voice=voice
         )
-        write_json(folder / "run.json", record)
+        after_first("search", lambda: write_json(folder / "run.json", record))
     with voice.progress("fit") as advance:
 
         def tell(epoch: Epoch) -> None:
@@ -144,13 +153,36 @@ def fit_run(
             start=going_on,
             log=FitLog(folder / "training", tell),
         )
-    checkpoint.save(folder / "checkpoint")
     known = {} if ceiling is None else {"noise_ceiling": round(ceiling, 4)}
-    write_json(folder / "run.json", {**record, **known})
-    seconds = time.monotonic() - started
-    study.log("fit", run=run, seconds=round(seconds, 1), model_id=checkpoint.model_id)
-    voice.say(f"{checkpoint.model_id}: {len(checkpoint.nets)} nets, {seconds:.0f} s")
+    after_first("checkpoint", lambda: _keep_fit(study, {**record, **known}, checkpoint, started))
+    voice.say(
+        f"{checkpoint.model_id}: {len(checkpoint.nets)} nets, {time.monotonic() - started:.0f} s"
+    )
     return checkpoint
+
+
+def _keep_fit(study: Study, record: dict[str, Any], made: Checkpoint, started: float) -> None:
+    """Write the checkpoint of a run, and then what is known of it."""
+    folder = study.run_folder(record["run"])
+    made.save(folder / "checkpoint")
+    write_json(folder / "run.json", record)
+    seconds = round(time.monotonic() - started, 1)
+    study.log("fit", run=record["run"], seconds=seconds, model_id=made.model_id)
+
+
+def _begin_run(folder: Path, record: dict[str, Any], is_other: bool) -> None:
+    """Delete the run of other settings that is to be replaced, and say what this one is."""
+    if is_other:
+        shutil.rmtree(folder)
+    write_json(folder / "run.json", record)
+
+
+def _name_alike(sides: Sides, panel: GenePanel | None, voice: Voice) -> Sides:
+    """The sides with genes named as in a panel; without one, as the training side has it alone."""
+    if panel is None:
+        training = name_alike(sides.of(sides.split.train))
+        panel = next((s.regions.genes for s in training if len(s.regions.genes)), None)
+    return replace(sides, slides=name_alike(sides.slides, panel, voice.say))
 
 
 def _check_source(
@@ -195,6 +227,7 @@ def evaluate_run(study: Study, run: str, voice: Voice) -> Outcome:
         raise DataError(
             f"run {run} was fitted on other samples than the study has now. Fit a new run."
         )
+    sides = replace(sides, slides=name_alike(sides.slides, checkpoint.panel))  # the fit told of it
     started = time.monotonic()
     if sides.split.unit == "none":
         voice.warn(UNSCORED)

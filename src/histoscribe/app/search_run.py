@@ -16,6 +16,7 @@ from histoscribe.data.genes import GenePanel
 from histoscribe.data.splits import Split
 from histoscribe.train.assemble import SlideData
 from histoscribe.train.net_task import Epoch, FitLog
+from histoscribe.train.processes import find_processes
 from histoscribe.train.search import SearchResult, Trial, search
 from histoscribe.train.transfer import Start
 
@@ -75,8 +76,9 @@ def search_run(
         "best": result.best,
         "trials": [asdict(trial) for trial in result.trials],
     }
-    write_json(folder / RECORD, record)
-    write_text(folder / TABLE, _to_csv(result))
+    if find_processes().is_first:
+        write_json(folder / RECORD, record)
+        write_text(folder / TABLE, _to_csv(result))
     voice.table(
         f"Search by held-out {_name(result.config.stop_on)}: trial {result.best + 1} is taken",
         COLUMNS,

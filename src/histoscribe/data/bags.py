@@ -6,7 +6,7 @@ the bag. So a region of any size goes the same way, and costs in proportion to i
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
@@ -15,7 +15,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from histoscribe.errors import ConfigError, DataError, MismatchError
+from histoscribe.errors import ConfigError, DataError
+
+CHECKED_CELLS = 1 << 18
+"""Cells checked at once; bounds memory on batches of many millions."""
 
 
 @dataclass(frozen=True)
@@ -247,66 +250,29 @@ class BagBatch:
         _check_runs("block_of_cell", self.block_of_cell, self.n_blocks, "every block has a cell")
         _check_runs("bag_of_block", self.bag_of_block, self.n_bags, "every bag has a cell")
         n_inside = torch.zeros(self.n_blocks, dtype=torch.int64)
-        n_inside.index_add_(0, self.block_of_cell.long(), self.is_inside.long())
+        for rows in _some_at_once(self.n_cells):
+            n_inside.index_add_(0, self.block_of_cell[rows].long(), self.is_inside[rows].long())
         if bool((n_inside == 0).any()):
             empty = int(self.bag_of_block[(n_inside == 0).nonzero()[0]])
             raise DataError(f"bag {empty} has a block without a cell inside its region; drop it")
         self._check_neighbours()
 
     def _check_neighbours(self) -> None:
-        rows = torch.arange(self.n_cells)
-        if not self.neighbours.shape[1] or not torch.equal(self.neighbours[:, 0].long(), rows):
-            raise DataError("column 0 of neighbours is not the cell itself; use knn_within_bags")
-        if int(self.neighbours.max()) >= self.n_cells:
-            raise DataError(f"neighbours name row {int(self.neighbours.max())} of {self.n_cells}")
-        leaves = self.block_of_cell[self.neighbours.clamp(min=0)] != self.block_of_cell[:, None]
-        if bool((leaves & (self.neighbours >= 0)).any()):
-            raise DataError("a neighbour lies in another block; use knn_within_bags")
+        for some in _some_at_once(self.n_cells):
+            neighbours, rows = self.neighbours[some], torch.arange(some.start, some.stop)
+            if not neighbours.shape[1] or not torch.equal(neighbours[:, 0].long(), rows):
+                raise DataError(
+                    "column 0 of neighbours is not the cell itself; use knn_within_bags"
+                )
+            if int(neighbours.max()) >= self.n_cells:
+                raise DataError(f"neighbours name row {int(neighbours.max())} of {self.n_cells}")
+            block, linked = self.block_of_cell[some], self.block_of_cell[neighbours.clamp(min=0)]
+            if bool(((linked != block[:, None]) & (neighbours >= 0)).any()):
+                raise DataError("a neighbour lies in another block; use knn_within_bags")
 
 
 Bag = BagBatch
 """A batch of one region."""
-
-
-def collate(batches: Sequence[BagBatch]) -> BagBatch:
-    """Put batches one after another: the one way that bags become a bigger batch.
-
-    Raises:
-        MismatchError: If features, rings or genes differ in number, or some have no target.
-    """
-    if not batches:
-        raise DataError("no bags to collate; give at least one")
-    for name in ("target", "is_observed"):
-        if len({getattr(batch, name) is None for batch in batches}) > 1:
-            raise MismatchError(f"some bags have {name}, others have none; give it to all or none")
-    for name in ("features", "neighbours", "field", "target"):
-        shapes = {
-            tuple(getattr(b, name).shape[1:]) for b in batches if getattr(b, name) is not None
-        }
-        if len(shapes) > 1:
-            raise MismatchError(f"bags differ in the shape of {name}: {sorted(shapes)}")
-    joined = {
-        name: torch.cat([getattr(batch, name) for batch in batches])
-        for name in ("features", "offset_um", "is_inside", "phenotype", "field")
-    }
-    neighbours, block_of_cell, bag_of_block, n_cells, n_blocks, n_bags = [], [], [], 0, 0, 0
-    for batch in batches:
-        rows = batch.neighbours
-        neighbours.append(torch.where(rows < 0, rows, rows + n_cells))
-        block_of_cell.append(batch.block_of_cell + n_blocks)
-        bag_of_block.append(batch.bag_of_block + n_bags)
-        n_cells += batch.n_cells
-        n_blocks += batch.n_blocks
-        n_bags += batch.n_bags
-    return BagBatch(
-        **joined,
-        neighbours=torch.cat(neighbours),
-        block_of_cell=torch.cat(block_of_cell),
-        bag_of_block=torch.cat(bag_of_block),
-        n_bags=n_bags,
-        target=_join([batch.target for batch in batches]),
-        is_observed=_join([batch.is_observed for batch in batches]),
-    )
 
 
 def expand_runs(
@@ -319,19 +285,20 @@ def expand_runs(
 
 
 def _check_runs(name: str, rows: Int[Tensor, " row"], n_runs: int, why: str) -> None:
-    step = rows.diff()
-    if len(rows) and bool(((step < 0) | (step > 1)).any()):
-        raise DataError(f"{name} is not ascending by steps of 0 or 1; sort the rows by it")
+    for some in _some_at_once(len(rows)):
+        step = rows[some.start : some.stop + 1].diff()
+        if bool(((step < 0) | (step > 1)).any()):
+            raise DataError(f"{name} is not ascending by steps of 0 or 1; sort the rows by it")
     if not len(rows) or int(rows[0]) != 0 or int(rows[-1]) != n_runs - 1:
         raise DataError(f"{name} does not run from 0 to {n_runs - 1}; {why}")
+
+
+def _some_at_once(n_rows: int) -> Iterator[slice]:
+    for start in range(0, n_rows, CHECKED_CELLS):
+        yield slice(start, min(start + CHECKED_CELLS, n_rows))
 
 
 def _fits(value: Tensor, shape: tuple[int | None, ...]) -> bool:
     return value.ndim == len(shape) and all(
         wanted in (None, got) for got, wanted in zip(value.shape, shape, strict=True)
     )
-
-
-def _join(values: Sequence[Tensor | None]) -> Tensor | None:
-    present = [value for value in values if value is not None]
-    return torch.cat(present) if present else None

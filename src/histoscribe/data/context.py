@@ -16,6 +16,9 @@ from histoscribe.errors import MismatchError
 CHUNK = 1024
 """Blocks asked of a tree, or averaged over, at once; bounds memory on slides of many blocks."""
 
+SQUARE_RADII = 3
+"""Side of the squares that rings are averaged by, in radii of the largest ring."""
+
 
 def describe_blocks(
     cells: Cells, tiles: Tiles, blocks: Blocks, config: BagConfig
@@ -110,6 +113,10 @@ def _average_rings(
     rings_um: tuple[float, ...],
 ) -> Float32[np.ndarray, "block ring descriptor"]:
     described = np.flatnonzero(np.isfinite(own).all(axis=1))
+    if rings_um:
+        # Square by square, those averaged at once share most of their rings, on any size of slide.
+        x, y = (xy_um[described] // (SQUARE_RADII * rings_um[-1])).T
+        described = described[np.lexsort((y, x))]
     rings = np.full((len(own), 1 + len(rings_um), own.shape[1]), np.nan, dtype=np.float32)
     known = own[described]
     rings[described, 0] = known

@@ -142,7 +142,7 @@ class Regions:
         if genes.namespace != self.genes.namespace:
             raise MismatchError(
                 f"genes are named by {self.genes.namespace} here and by {genes.namespace} in the "
-                "panel asked for; convert one of them first"
+                "panel asked for; rename the regions' with data.gene_names.rename_genes first"
             )
         column = self.genes.rows_of(genes.ids)
         is_known = column >= 0

@@ -26,7 +26,7 @@ from zarr.codecs import ZstdCodec
 from histoscribe.data.annotation import Annotation
 from histoscribe.data.atomic import hash_file, read_seal, replacing, seal
 from histoscribe.data.cells import Cells
-from histoscribe.data.mapped import release
+from histoscribe.data.mapped import is_large, release
 from histoscribe.data.outline_store import read_outlines, write_outlines
 from histoscribe.data.prediction import Prediction
 from histoscribe.data.profiles import Profiles
@@ -230,10 +230,23 @@ def _open(path: Path, rows: Int[np.ndarray, " row"] | None = None) -> ad.AnnData
     group: Any = zarr.open_group(path, mode="r", use_consolidated=False)
     parts: dict[str, Any] = {n: ad.io.read_elem(group[n]) for n in ("obs", "var", "obsm", "uns")}
     if rows is None:
-        return ad.AnnData(X=ad.io.read_elem(group["X"]) if "X" in group else None, **parts)
+        return ad.AnnData(X=_read_values(group["X"]) if "X" in group else None, **parts)
     parts["obs"] = parts["obs"].iloc[rows]
     parts["obsm"] = {name: values[rows] for name, values in parts["obsm"].items()}
     return ad.AnnData(X=group["X"].oindex[rows, :], **parts)
+
+
+def _read_values(stored: Any) -> Any:  # noqa: ANN401 - a table of numbers, dense or sparse
+    """What AnnData would read; a large table of numbers lies in a file, as a cohort has many."""
+    if not isinstance(stored, zarr.Array) or not is_large(stored.nbytes):
+        return ad.io.read_elem(stored)
+    from histoscribe.data.in_file import new_array  # PyTorch is slow to import
+
+    values, n_rows = new_array(stored.shape, stored.dtype), stored.chunks[0]
+    for first in range(0, len(values), n_rows):
+        values[first : first + n_rows] = stored[first : first + n_rows]
+        release(values)
+    return values
 
 
 def _outlines_path(path: Path) -> Path:

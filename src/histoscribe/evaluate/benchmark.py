@@ -30,6 +30,7 @@ from histoscribe.evaluate.metrics import Metrics, measure_all
 from histoscribe.predict import predict_regions
 from histoscribe.train.assemble import SlideData
 from histoscribe.train.checkpoint import Checkpoint
+from histoscribe.train.naming import name_alike
 from histoscribe.train.targets import measure
 
 MEAN = "mean"
@@ -193,7 +194,8 @@ def benchmark(
 
     Args:
         checkpoint: The fitted model; its split says which slides are for training and testing.
-        slides: Training slides (the baselines are fitted on them) and test slides.
+        slides: Training slides (the baselines are fitted on them) and test slides; genes of
+            another namespace than the checkpoint's are renamed.
         config: Intervals and comparisons.
 
     Raises:
@@ -205,6 +207,7 @@ def benchmark(
             "the checkpoint was fitted on all slides and kept none to be scored on; score a fit "
             "that left some out"
         )
+    slides = name_alike(_pick(slides, (*split.train, *split.test)), checkpoint.panel)
     train, test = _pick(slides, split.train), _pick(slides, split.test)
     space = checkpoint.scaling.target.space
     answers = {

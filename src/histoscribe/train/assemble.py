@@ -5,19 +5,24 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
+from torch import Tensor
 
-from histoscribe.data.bags import BagBatch, BagConfig, collate
+from histoscribe.data.bags import BagBatch, BagConfig
 from histoscribe.data.blocks import Blocks, assign_to_blocks, blocks_of
 from histoscribe.data.cells import Cells
+from histoscribe.data.collate import BatchSize, collate
 from histoscribe.data.context import describe_blocks
 from histoscribe.data.genes import GenePanel
+from histoscribe.data.in_file import move_to_file
 from histoscribe.data.join import Membership, knn_within_bags
+from histoscribe.data.mapped import release
 from histoscribe.data.regions import Regions
 from histoscribe.data.splits import strips
 from histoscribe.data.tiles import Tiles
 from histoscribe.errors import DataError, MismatchError
-from histoscribe.train.scaling import Scaling
+from histoscribe.train.rows import SomeRows, gather
+from histoscribe.train.scaling import Scaling, Transformed
 from histoscribe.train.targets import TargetSpace, measure
 
 
@@ -170,6 +175,8 @@ def cut_bags(slide: SlideData, config: BagConfig) -> SlideBags:
             f"none of the {len(slide.regions)} regions of {slide.slide_id} has a nucleus; check "
             "that positions and mpp fit the slide, and that it was prepared around its regions"
         )
+    if not is_kept.all():  # the largest array; on most whole samples all are kept
+        descriptors = descriptors[is_kept]
     new_row = np.cumsum(is_kept) - 1
     is_member = is_kept[members.region]
     kept = Membership(
@@ -178,7 +185,16 @@ def cut_bags(slide: SlideData, config: BagConfig) -> SlideBags:
     neighbours = knn_within_bags(slide.cells.xy_um[kept.cell], kept.region, config.neighbours)
     blocks = blocks.take(np.flatnonzero(is_kept))
     row_of_bag = np.unique(blocks.region)
-    return SlideBags(slide, blocks, row_of_bag, kept, neighbours, descriptors[is_kept])
+    return SlideBags(slide, blocks, row_of_bag, kept, neighbours, descriptors)
+
+
+def hold_in_file(bags: SlideBags) -> SlideBags:
+    """The same bags; what is large of them lies in a file, as all slides of a cohort hold some."""
+    return replace(
+        bags,
+        neighbours=move_to_file(bags.neighbours),
+        descriptors=move_to_file(bags.descriptors),
+    )
 
 
 def assemble(
@@ -194,17 +210,18 @@ def assemble(
             are masked, not zero.
     """
     bags = [bags[i] for i in _side_by_side(bags)]
-    batches = [_scale(part, scaling) for part in bags]
-    if has_target:
-        batches = [
-            _add_target(batch, part, scaling, panel)
-            for batch, part in zip(batches, bags, strict=True)
-        ]
+    batch = collate(
+        (_scale(part, scaling, panel if has_target else None) for part in bags),
+        BatchSize(
+            sum(len(part.members) for part in bags),
+            sum(len(part.blocks) for part in bags),
+            sum(len(part) for part in bags),
+        ),
+    )
     slide_of_part = np.repeat(np.arange(len(bags)), [len(part) for part in bags])
     row_of_part = np.concatenate([part.row_of_bag for part in bags])
     bag_of_part = _number([_names_of(part) for part in bags])
     n_bags = int(bag_of_part[-1]) + 1
-    batch = collate(batches)
     if n_bags < len(bag_of_part):
         _check_parts_agree(batch, bag_of_part, bags)
         batch = batch.merge(torch.from_numpy(bag_of_part), n_bags)
@@ -332,30 +349,37 @@ def cut_into_strips(slide: SlideData, n_strips: int, buffer_um: float) -> list[S
     return parts
 
 
-def _scale(bags: SlideBags, scaling: Scaling) -> BagBatch:
+def _scale(bags: SlideBags, scaling: Scaling, panel: GenePanel | None) -> BagBatch:
+    """The bags of a slide in the fitted scales; with a panel, what was measured as target."""
     cells, members = bags.slide.cells, bags.members
-    used, position = np.unique(members.cell, return_inverse=True)
-    features = scaling.cells.apply(cells.features[used])
+    table = Transformed(SomeRows(cells.features, members.cell), scaling.cells)
+    features = gather(table, np.arange(len(members)))
     phenotype = scaling.phenotypes.assign(features)
+    target, is_observed = _measure_target(bags, scaling, panel)
     offset_um = cells.xy_um[members.cell] - bags.blocks.xy_um[members.region]
+    field = scaling.field.apply(bags.descriptors)
+    release(bags.descriptors)
     return BagBatch(
-        features=torch.from_numpy(features[position]),
+        features=torch.from_numpy(features),
         offset_um=torch.from_numpy(offset_um),
-        is_inside=torch.from_numpy(members.is_inside.copy()),
-        neighbours=torch.from_numpy(bags.neighbours.copy()),
-        phenotype=torch.from_numpy(phenotype[position]),
-        block_of_cell=torch.from_numpy(members.region.copy()),
+        is_inside=torch.from_numpy(members.is_inside),
+        neighbours=torch.from_numpy(bags.neighbours),
+        phenotype=torch.from_numpy(phenotype),
+        block_of_cell=torch.from_numpy(members.region),
         bag_of_block=torch.from_numpy(bags.bag_of_block),
-        field=torch.from_numpy(scaling.field.apply(bags.descriptors)),
+        field=torch.from_numpy(field),
         n_bags=len(bags),
+        target=target,
+        is_observed=is_observed,
     )
 
 
-def _add_target(batch: BagBatch, bags: SlideBags, scaling: Scaling, panel: GenePanel) -> BagBatch:
+def _measure_target(
+    bags: SlideBags, scaling: Scaling, panel: GenePanel | None
+) -> tuple[Float[Tensor, "bag gene"] | None, Bool[Tensor, "bag gene"] | None]:
+    """Measured expression, z-scored, 0 where there is none; and where it was measured."""
+    if panel is None:
+        return None, None
     values, is_observed = measure_bags(bags, panel, scaling.target.space)
     target = np.nan_to_num(scaling.target.standardise(values), nan=0.0)
-    return replace(
-        batch,
-        target=torch.from_numpy(target),
-        is_observed=torch.from_numpy(is_observed.copy()),
-    )
+    return torch.from_numpy(target), torch.from_numpy(is_observed)

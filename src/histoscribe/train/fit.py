@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from histoscribe.data.bags import BagConfig
+from histoscribe.data.gene_names import rename_panel
 from histoscribe.data.genes import GenePanel
 from histoscribe.data.regions import RegionSize
 from histoscribe.data.splits import Split, check_split
@@ -28,15 +29,19 @@ from histoscribe.train.assemble import (
     check_one_encoder,
     cut_bags,
     first_parts,
+    hold_in_file,
     measure_bags,
 )
 from histoscribe.train.checkpoint import Checkpoint
 from histoscribe.train.fit_config import FitConfig, check_device
+from histoscribe.train.naming import name_alike
 from histoscribe.train.net_task import FitLog
 from histoscribe.train.nets import Ready, train_nets
+from histoscribe.train.rows import SomeRows
 from histoscribe.train.scaling import (
     Scaling,
     TargetScaling,
+    Transformed,
     fit_field,
     fit_pca,
     fit_phenotypes,
@@ -66,7 +71,8 @@ def fit(  # noqa: PLR0913 - the data; then, by name, one setting of each part
     Args:
         slides: Slides; those outside `split.train` are not looked at.
         split: Which slides to train on.
-        panel: Genes to predict, chosen from the training slides.
+        panel: Genes to predict, chosen from the training slides. Slides that name their genes
+            otherwise are renamed to its namespace, and it to that of the start.
         config: How to fit.
         bags: How bags are cut; from a start, as they were cut there.
         model_settings: Settings of the model that are not its defaults.
@@ -107,10 +113,12 @@ def make_ready(
     """
     bags = _bag_config(bags, start)
     check_device(config)
-    training = _training_slides(slides, split)
+    if start is not None:
+        panel = rename_panel(panel, start.checkpoint.panel.namespace)
+    training = name_alike(_training_slides(slides, split), panel)
     encoder_id = check_one_encoder(training)
     _check_one_kind(training)
-    cut = [cut_bags(slide, bags) for slide in training]
+    cut = [hold_in_file(cut_bags(slide, bags)) for slide in training]
     given = model_settings or {}
     if start is None:
         scaling = fit_scaling(cut, panel, config)
@@ -129,9 +137,9 @@ def fit_scaling(bags: Sequence[SlideBags], panel: GenePanel, config: FitConfig) 
 
     Cells inside regions are fitted on, each once; cells of the context ring are only transformed.
     """
-    rows = [part.slide.cells.features[part.inside_rows()] for part in bags]
+    rows = [SomeRows(part.slide.cells.features, part.inside_rows()) for part in bags]
     cells = fit_pca(rows, config.n_components)
-    transformed = [cells.apply(part) for part in rows]
+    transformed = [Transformed(part, cells) for part in rows]
     phenotypes = fit_phenotypes(transformed, config.n_phenotypes, config.seed)
     field_scaling = fit_field(
         [part.descriptors for part in bags],

@@ -8,6 +8,7 @@ import torch
 
 from histoscribe.data.regions import RegionKind
 from histoscribe.errors import ConfigError, MissingExtra
+from histoscribe.train.processes import find_processes
 from histoscribe.train.targets import TargetSpace
 
 BULK_CLUSTER_WEIGHT = 0.1  # the paper searches 0.1 to 0.5
@@ -100,11 +101,34 @@ class FitConfig:
 
 
 def check_device(config: FitConfig) -> None:
-    """MissingExtra if the nets cannot be trained on this machine as asked."""
+    """Refuse what cannot train the nets on this machine as asked.
+
+    Raises:
+        ConfigError: torchrun started more processes than can share the device, or not as many on
+            every machine.
+        MissingExtra: The machine has no such device.
+    """
     has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
     if not has[config.device]:
         there = ", ".join(name for name, is_there in has.items() if is_there)
         raise MissingExtra(
             f"fit.device = {config.device}, which PyTorch does not find on this machine; it finds "
             f"{there}"
+        )
+    processes = find_processes()
+    if processes.n % processes.n_here:
+        raise ConfigError(
+            f"torchrun started {processes.n_here} of {processes.n} processes on this machine, and "
+            "other numbers elsewhere; give --nproc-per-node the same number on every machine"
+        )
+    if config.device == "mps" and processes.n > 1:
+        raise ConfigError(
+            f"fit.device = mps works in one process and torchrun started {processes.n}; run "
+            "without torchrun, or take fit.device=cpu"
+        )
+    n_gpus = torch.cuda.device_count() if config.device == "cuda" else processes.n_here
+    if processes.n_here > n_gpus:
+        raise ConfigError(
+            f"torchrun started {processes.n_here} processes on this machine, which has {n_gpus} "
+            f"GPU(s) for fit.device = cuda; give --nproc-per-node {n_gpus}"
         )

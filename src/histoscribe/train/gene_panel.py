@@ -248,7 +248,10 @@ def _common(
                 f"genes are chosen by this rule from {wanted}, got {regions.expression_unit}{mend}"
             )
         if regions.genes.namespace != slides[0].genes.namespace:
-            raise MismatchError("the slides name their genes in different ways; convert them first")
+            raise MismatchError(
+                "the slides name their genes in different ways; rename them with "
+                "train.naming.name_alike first"
+            )
         shared &= set(np.array(regions.genes.ids)[regions.gene_observed].tolist())
     # Sorted, so that ties do not hang on the order in which a file names its genes.
     first = slides[0].genes

@@ -6,6 +6,8 @@ the number of the step or epoch, so that a fit that was killed goes on to the ve
 
 import logging
 import math
+import os
+import signal
 import time
 import warnings
 from collections.abc import Iterator
@@ -24,8 +26,10 @@ from torch.utils.data import DataLoader
 
 from histoscribe.data.bags import BagBatch
 from histoscribe.errors import ConfigError, DataError
+from histoscribe.models.predictor import Streamed
+from histoscribe.models.stream import BagStream
 from histoscribe.train.assemble import AssembledBags
-from histoscribe.train.draw import BagOrder, Bags, Draw, in_portions, mix
+from histoscribe.train.draw import BagOrder, Bags, HeldOut, Portion, mix
 from histoscribe.train.fit_config import FitConfig
 from histoscribe.train.losses import expression_loss, objective
 from histoscribe.train.net_task import DivergenceError, Epoch, FitLog, FittedNet, NetTask
@@ -50,6 +54,7 @@ class NetModule(pl.LightningModule):
         self.target = assembled.scaling.target
         self.outputs: list[tuple[Tensor, Tensor, Tensor | None]] = []
         self.losses: list[Tensor] = []
+        self.stream: BagStream | None = None
 
     def on_train_batch_start(self, batch: BagBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Set dropout's stream by the step; the caller has forked the global state."""
@@ -68,7 +73,7 @@ class NetModule(pl.LightningModule):
         """Forget the losses of the epoch before."""
         self.losses.clear()
 
-    def validation_step(self, batch: BagBatch, batch_idx: int) -> None:  # noqa: ARG002
+    def validation_step(self, batch: Portion, batch_idx: int) -> None:  # noqa: ARG002
         """Keep the answers; they are scored together."""
         self.keep_answer(batch)
 
@@ -79,10 +84,19 @@ class NetModule(pl.LightningModule):
         if self.losses:
             self.log("train_loss", torch.stack(self.losses).mean(), batch_size=size)
 
-    def keep_answer(self, batch: BagBatch) -> None:
-        """Answer some held-out bags."""
+    def keep_answer(self, portion: Portion) -> None:
+        """Answer some held-out bags; one that comes in portions, once its last has come."""
+        batch = portion.batch
+        if portion.is_whole:
+            answer = self.net(batch)
+        else:
+            assert isinstance(self.net, Streamed)
+            self.stream = self.stream or self.net.stream(1)
+            self.stream.add(batch)
+            if not portion.is_last:
+                return
+            answer, self.stream = self.stream.answer(), None
         assert batch.target is not None
-        answer = self.net(batch)
         self.outputs.append((answer.cpu(), batch.target.cpu(), _to_cpu(batch.is_observed)))
 
     def score_answers(self) -> float:
@@ -232,11 +246,14 @@ def train_net(
         if resume is not None:
             # Lightning draws the first batch of a resumed fit before it tells the epoch.
             order.set_epoch(read_state(Path(resume))["global_step"] // len(order))
-        training, held_out = _loaders(assembled.batch, task, order, config)
+        # A stream adds up in float64, which MPS lacks.
+        is_streamed = isinstance(net, Streamed) and config.device != "mps"
+        training, held_out = _loaders(assembled.batch, task, order, config, is_streamed=is_streamed)
         if is_start and resume is None:
             best.consider(net, _score_at_once(module, held_out), 0)
             stop.best_score = torch.tensor(best.score)
-        trainer.fit(module, training, held_out, ckpt_path=resume)
+        with _interruptible():
+            trainer.fit(module, training, held_out, ckpt_path=resume)
         n_epochs = trainer.current_epoch
     fitted = FittedNet(best.weights, best.epoch, best.score, n_epochs)
     if finished is not None and state is not None and processes.is_first:
@@ -290,33 +307,27 @@ def group_for_scoring(assembled: AssembledBags) -> Int64[Tensor, " bag"]:
     return torch.zeros_like(slide) if is_whole else slide
 
 
-def _score_at_once(module: NetModule, held_out: DataLoader[BagBatch]) -> float:
+def _score_at_once(module: NetModule, held_out: DataLoader[Portion]) -> float:
     """The score of a net before it is trained."""
     module.net.eval()
     with torch.no_grad():
-        for batch in held_out:
-            module.keep_answer(batch)
+        for portion in held_out:
+            module.keep_answer(portion)
     module.net.train()
     return module.score_answers()
 
 
 def _loaders(
-    batch: BagBatch, task: NetTask, order: BagOrder, config: FitConfig
-) -> tuple[DataLoader[BagBatch], DataLoader[BagBatch]]:
+    batch: BagBatch, task: NetTask, order: BagOrder, config: FitConfig, *, is_streamed: bool
+) -> tuple[DataLoader[BagBatch], DataLoader[Portion]]:
     generator = torch.Generator().manual_seed(task.seed)
-    held_out = batch.take(task.held_out)
-    in_order = in_portions(held_out, config.blocks_in_scoring)
+    training = Bags(batch, config.blocks_in_training, find_processes(), task.train)
+    held_out = Bags(batch, config.blocks_in_scoring, rows=task.held_out)
     return (
+        DataLoader(training, batch_size=None, sampler=order, generator=generator),
         DataLoader(
-            Bags(batch.take(task.train), config.blocks_in_training, find_processes()),
+            HeldOut(held_out, task.seed, is_streamed=is_streamed),
             batch_size=None,
-            sampler=order,
-            generator=generator,
-        ),
-        DataLoader(
-            Bags(held_out, config.blocks_in_scoring),
-            batch_size=None,
-            sampler=[Draw(bags, mix(task.seed, 4, n)) for n, bags in enumerate(in_order)],
             generator=generator,
         ),
     )
@@ -334,10 +345,26 @@ def _loggers(folder: Path | None, task: NetTask) -> list[Logger] | bool:
 
 @contextmanager
 def _forked(device: str) -> Iterator[None]:
-    """Leave the global random state as it was."""
+    """Leave the global random state as it was; of several processes, each takes its own GPU."""
+    if device == "cuda" and torch.cuda.is_available() and find_processes().n > 1:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     devices = [torch.cuda.current_device()] if device == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C out as what it is: Lightning ends the program for it and ignores the next."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from error
 
 
 @contextmanager

@@ -5,17 +5,19 @@ of the cell features, the phenotypes, the principal components of the field desc
 mean and deviation of each gene.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
 
 from histoscribe.errors import DataError, MismatchError
+from histoscribe.train.rows import CHUNK, Rows, draw_rows, in_chunks, regroup
 from histoscribe.train.targets import TargetSpace
 
-CHUNK = 8192
-"""Rows widened to float64 at once; bounds memory whatever the number of cells."""
+PHENOTYPE_CELLS = 1_000_000
+"""Cells that K-means sees at most; of more, so many are drawn by its seed."""
 
 FLAT = 1e-6
 """Deviation below which a feature or a gene is taken as constant (spec: sigma < 1e-6 -> 1)."""
@@ -60,6 +62,25 @@ class Pca:
             some = flat[start : start + CHUNK].astype(np.float32)
             out[start : start + CHUNK] = ((some - self.mean) / self.scale) @ self.components
         return out.reshape(*rows.shape[:-1], -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Transformed:
+    """A table of rows that are transformed when they are asked for."""
+
+    table: Rows
+    pca: Pca
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of rows, then of components."""
+        return (len(self.table), self.pca.components.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, which: slice | Int64[np.ndarray, " row"]) -> np.ndarray:
+        return self.pca.apply(self.table[which])
 
 
 @dataclass(frozen=True)
@@ -170,7 +191,7 @@ class Scaling:
             raise DataError(f"the checkpoint lacks {error}; it is broken: fit again") from error
 
 
-def fit_pca(parts: Sequence[Float[np.ndarray, "_ feature"]], n_components: int) -> Pca:
+def fit_pca(parts: Sequence[Rows], n_components: int) -> Pca:
     """Fit on the rows of all parts, which are never held together.
 
     One pass over the rows sums them and their products in float64, shifted by the mean of the
@@ -204,17 +225,21 @@ def fit_pca(parts: Sequence[Float[np.ndarray, "_ feature"]], n_components: int) 
     return Pca(mean.astype(np.float32), scale.astype(np.float32), components.astype(np.float32))
 
 
-def fit_phenotypes(
-    parts: Sequence[Float32[np.ndarray, "_ component"]], n_phenotypes: int, seed: int
-) -> Phenotypes:
+def fit_phenotypes(parts: Sequence[Rows], n_phenotypes: int, seed: int) -> Phenotypes:
     """K-means over the transformed training cells, in mini-batches.
 
     Source: section C.2 of the paper (K = 8). Departs from its code, which fits each sample, test
     samples included, so that ids cannot be compared.
+
+    Args:
+        parts: Transformed cells, one part a slide. Of more than PHENOTYPE_CELLS so many are drawn,
+            each alike.
+        n_phenotypes: K; fewer come back where cells are fewer.
+        seed: What draws the cells and the first centroids.
     """
     from sklearn.cluster import MiniBatchKMeans
 
-    cells = np.concatenate(parts)
+    cells = draw_rows(parts, PHENOTYPE_CELLS, seed)
     wanted = min(n_phenotypes, len(cells))
     kmeans = MiniBatchKMeans(
         wanted,
@@ -243,16 +268,14 @@ def fit_field(
     """
     tiles = fit_pca([part[:, 0, :n_tile_features] for part in parts], n_components)
     cells = fit_pca([part[:, 0, n_tile_features:-1] for part in parts], n_components)
-    rotated = rotate_field(np.concatenate(parts), tiles, cells).astype(np.float64)
     n_tile, n_cell = tiles.components.shape[1], cells.components.shape[1]
-    variance = rotated.var(axis=0)
+    mean, variance = _spread(parts, tiles, cells)
     weight = np.ones_like(variance)
     for block in (slice(0, n_tile), slice(n_tile, n_tile + n_cell), slice(n_tile + n_cell, None)):
         spread = np.sqrt(variance[:, block].mean(axis=1, keepdims=True))
         weight[:, block] = 1 / np.where(spread < FLAT, 1.0, spread)
     if not has_cell_context:
         weight[1:, n_tile:] = 0.0
-    mean = rotated.mean(axis=0)
     return FieldScaling(tiles, cells, mean.astype(np.float32), weight.astype(np.float32))
 
 
@@ -296,19 +319,38 @@ def _to_pca(arrays: Mapping[str, np.ndarray], prefix: str) -> Pca:
 Solved = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def _chunks(parts: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
-    for part in parts:
-        for start in range(0, len(part), CHUNK):
-            yield part[start : start + CHUNK].astype(np.float64)
+def _spread(
+    parts: Sequence[Float32[np.ndarray, "_ ring feature"]], tiles: Pca, cells: Pca
+) -> tuple[Float[np.ndarray, "ring component"], Float[np.ndarray, "ring component"]]:
+    """Mean and variance over the regions of all parts, rotated, in two passes over them.
+
+    To the bit those of the parts put together: rotated in the same chunks of CHUNK tokens, and
+    added up one region after another, as numpy adds along the first of several axes.
+    """
+    n_regions = sum(len(part) for part in parts)
+    at_once = CHUNK // math.gcd(CHUNK, parts[0].shape[1])
+
+    def add_up(centre: np.ndarray | None) -> np.ndarray:
+        total = None
+        for rows in regroup(parts, at_once):
+            values = rotate_field(rows, tiles, cells).astype(np.float64)
+            if centre is not None:
+                values = (values - centre) ** 2
+            total = (values if total is None else np.concatenate([total[None], values])).sum(axis=0)
+        assert total is not None
+        return total
+
+    mean = add_up(None) / n_regions
+    return mean, add_up(mean) / n_regions
 
 
-def _solve_by_features(parts: Sequence[np.ndarray], shift: np.ndarray) -> Solved:
+def _solve_by_features(parts: Sequence[Rows], shift: np.ndarray) -> Solved:
     from scipy.linalg import eigh
 
     n_rows = sum(len(part) for part in parts)
     total = np.zeros(len(shift))
     products = np.zeros((len(shift), len(shift)))
-    for rows in _chunks(parts):
+    for rows in in_chunks(parts):
         rows -= shift
         total += rows.sum(axis=0)
         products += rows.T @ rows
@@ -320,10 +362,10 @@ def _solve_by_features(parts: Sequence[np.ndarray], shift: np.ndarray) -> Solved
     return shift + offset, scale, vectors[:, ::-1], values[::-1]
 
 
-def _solve_by_rows(parts: Sequence[np.ndarray], shift: np.ndarray) -> Solved:
+def _solve_by_rows(parts: Sequence[Rows], shift: np.ndarray) -> Solved:
     from scipy.linalg import eigh
 
-    rows = np.concatenate(list(_chunks(parts))) - shift
+    rows = np.concatenate(list(in_chunks(parts))) - shift
     offset = rows.mean(axis=0)
     rows -= offset
     deviation = np.sqrt((rows**2).mean(axis=0))

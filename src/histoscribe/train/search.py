@@ -37,7 +37,7 @@ from histoscribe.train.fit import make_ready
 from histoscribe.train.fit_config import FitConfig
 from histoscribe.train.net_task import DivergenceError, Epoch, FitLog
 from histoscribe.train.nets import Ready, train_nets
-from histoscribe.train.processes import find_processes
+from histoscribe.train.processes import find_processes, from_first, meet
 from histoscribe.train.transfer import Start
 
 
@@ -171,7 +171,7 @@ def search(  # noqa: PLR0913 - as `fit`, and the grid
         place = _Place(number, len(grid), log)
         trials.append(_try(ready, of_trial, {**ready.model_settings, "dropout": dropout}, place))
     scores = [-math.inf if trial.score is None else trial.score for trial in trials]
-    best = int(np.argmax(scores))
+    best = from_first(int(np.argmax(scores)))
     found = trials[best]
     if found.score is None:
         raise DivergenceError(
@@ -228,8 +228,10 @@ def _try(ready: Ready, config: FitConfig, model_settings: dict[str, Any], place:
         trial = Trial(*setting, float(np.mean(scores)), scores, epochs, key)
     except DivergenceError:
         trial = Trial(*setting, None, (), (), key)
-    if folder is not None and find_processes().is_first:
-        _write_trial(trial, folder)
+    if folder is not None:
+        has_met = meet()
+        if find_processes().is_first:
+            _write_trial(trial, folder, is_state_read=has_met)
     return trial
 
 
@@ -240,11 +242,15 @@ def _key_of(ready: Ready, config: FitConfig, model_settings: Mapping[str, Any]) 
     return hashlib.sha256(json.dumps([made, patients]).encode()).hexdigest()[:16]
 
 
-def _write_trial(trial: Trial, folder: Path) -> None:
-    """Keep what was found; the weights have done their part, the logs of the nets stay."""
+def _write_trial(trial: Trial, folder: Path, *, is_state_read: bool) -> None:
+    """Keep what was found; the weights have done their part, the logs of the nets stay.
+
+    Where another process may still read finished nets of an earlier start, they stay as well.
+    """
     with replacing(folder / "trial.json") as (beside,):
         beside.write_text(json.dumps(asdict(trial), indent=1, sort_keys=True) + "\n")
-    shutil.rmtree(folder / "state", ignore_errors=True)
+    if is_state_read:
+        shutil.rmtree(folder / "state", ignore_errors=True)
 
 
 def _read_trial(path: Path, key: str) -> Trial | None:

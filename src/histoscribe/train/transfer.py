@@ -104,7 +104,7 @@ def check_start(
     if panel.namespace != start.panel.namespace:
         raise MismatchError(
             f"genes are named by {panel.namespace} here and by {start.panel.namespace} in the "
-            "checkpoint; convert one of them first"
+            "checkpoint; rename them with data.gene_names.rename_panel first"
         )
     if not (start.panel.rows_of(panel.ids) >= 0).any():
         raise MismatchError(

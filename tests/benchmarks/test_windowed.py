@@ -1,3 +1,6 @@
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -6,7 +9,9 @@ from torch import Tensor
 
 from histoscribe.nn.ragged import plan_padding
 from histoscribe.nn.transformer import Transformer
-from histoscribe.nn.windowed import (
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from windowed import (
     BlockOrder,
     WindowedTransformer,
     hilbert_index,
