@@ -45,7 +45,7 @@ demo: install weights
 	$(BIN)/histoscribe demo --out demo-study
 
 test: install weights
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff format --check .
