@@ -30,7 +30,7 @@ LOSSES = ["softmax", "siglip", "anchor"]
 
 def config_of(loss: str) -> AlignConfig:
     space = "fixed" if loss == "anchor" else "learned"
-    return AlignConfig(loss=loss, gene_space=space, gene_dropout=0.0, cycle_weight=0.5)
+    return AlignConfig(loss=loss, gene_space=space, gene_dropout=0.0, cycle_weight=0.5, few_cells=0)
 
 
 def net_of(config: AlignConfig) -> Aligner:

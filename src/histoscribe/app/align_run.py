@@ -251,10 +251,13 @@ def _make_room(folder: Path, record: dict[str, Any], *, is_replacing: bool) -> N
 
 def _tell(checkpoint: AlignCheckpoint, seconds: float, voice: Voice) -> None:
     """What came of it: held-out scores of the nets, which chose their steps and are no result."""
-    scores = ", ".join(f"{net['best_score']:.3f}" for net in checkpoint.report)
+    scores = [net["best_score"] for net in checkpoint.report]
     steps = ", ".join(str(net["best_step"]) for net in checkpoint.report)
+    near = "nothing held out"
+    if None not in scores:
+        said = ", ".join(f"{score:.3f}" for score in scores)
+        near = f"nearer to their own partner than to another {said} of the time (0.5 is chance)"
     voice.say(
         f"{checkpoint.model_id}: {len(checkpoint.nets)} nets, {len(checkpoint.table)} genes, "
-        f"nearer to their own partner than to another {scores} of the time (0.5 is chance) at "
-        f"steps {steps}, {seconds:.0f} s"
+        f"{near}, {steps} steps, {seconds:.0f} s"
     )

@@ -5,10 +5,10 @@ and words from labelled profiles and marker lists, pairs of images and words, wh
 from the regions' text keys. Words reach images across expression.
 
 Who sees what: as in `train/fit.py`. Test slides are dropped before anything is looked at; what is
-fitted beside the nets comes from all training slides and the training donors' profiles; each net
-is stopped on an inner fold of the slides and on donors that it does not learn from, by how often a
-thing is nearer to its partner than to another. No image is ever held against a text to choose
-anything.
+fitted beside the nets comes from all training slides and the training donors' profiles. A net that
+stops early does so on an inner fold of the slides and on donors that it does not learn from, by how
+often a thing is nearer to its partner than to another. No image is ever held against a text to
+choose anything.
 """
 
 import copy
@@ -139,18 +139,19 @@ def fit_align(  # noqa: PLR0913 - the data; then, by name, one setting of each p
     provenance = _provenance(ready, fit, (words, text.tower, config))
     lora = LoraSettings() if start is None else start.config.lora
     texts = _text_rows(genes.texts, text.tower, config, log)
-    folds = inner_folds(ready.assembled, fit.n_folds)
+    _, folds = np.unique(inner_folds(ready.assembled, fit.n_folds), return_inverse=True)
+    n_folds = int(folds.max()) + 1
     results: list[AlignedNet] = []
     reports: list[dict[str, Any]] = []
     for number in range(config.n_nets):
         task = AlignTask(number, config.n_nets, mix(config.seed, number, 13), provenance.key)
-        fold = np.unique(folds)[number % len(np.unique(folds))]
-        data = _data(ready, genes, texts, folds == fold, fit)
+        is_left_aside = folds == number % n_folds if config.has_held_out else folds < 0
+        data = _data(ready, genes, texts, is_left_aside, fit)
         net = _new_net(settings, ready, genes, task, start)
         tower = _new_tower(text.tower, config, lora, task.seed)
         aligner = Aligner(net, tower).to(config.device)
         results.append(align_net(aligner, data, task, config, log))
-        reports.append(_report(results[-1], ready, folds == fold))
+        reports.append(_report(results[-1], ready, is_left_aside))
     checkpoint = _gather(ready, genes, results, (settings, config, fit), text, lora)
     checkpoint = replace(checkpoint, report=tuple(reports), provenance=provenance)
     return replace(checkpoint, references=_references(checkpoint, ready, config), _packed={})
@@ -292,7 +293,7 @@ def _report(net: AlignedNet, ready: Ready, is_held_out: np.ndarray) -> dict[str,
     return {
         "held_out": sorted(held),
         "best_step": net.best_step,
-        "best_score": net.best_score,
+        "best_score": net.best_score if held else None,
         "n_steps": net.step,
         "history": net.history,
     }

@@ -16,7 +16,7 @@ LEAST: dict[str, float] = {
     **dict.fromkeys(("n_nets", "n_steps", "validate_every", "patience", "embedding_width"), 1),
     **dict.fromkeys(("image_gene_rows", "gene_text_rows", "image_text_rows"), 1),
     **dict.fromkeys(("gene_width", "gene_heads", "marker_copies", "n_reference"), 1),
-    **dict.fromkeys(("n_table_genes", "weight_decay", "seed"), 0),
+    **dict.fromkeys(("n_table_genes", "weight_decay", "seed", "few_cells"), 0),
     **dict.fromkeys(("image_gene_weight", "gene_text_weight", "image_text_weight"), 0),
     **dict.fromkeys(("expression_weight", "cycle_weight", "marker_noise"), 0),
 }
@@ -40,11 +40,17 @@ class AlignConfig:
             "anchor" only turns images and texts towards their expression, which stays where it is.
         gene_space: "learned": the gene tower; "fixed": leading principal components of the training
             regions' standardised expression, unwhitened, which nothing turns.
-        n_nets: Nets with different seeds, each stopped on another inner fold; cosines are averaged.
+        n_nets: Nets with different seeds; cosines are averaged.
         n_steps: At most.
+        stops_early: Whether each net leaves an inner fold of the slides, and of the donors, aside
+            and ends with the weights that did best on it, else it learns from everything and makes
+            all steps. None: only with a loss that also pushes apart, which overfits; towards
+            anchors the steps alone are bound enough.
         image_gene_rows: Regions with their expression that a step draws.
         gene_text_rows: Profiles with their texts that a step draws.
         image_text_rows: Regions with their texts that a step draws, where there are any.
+        few_cells: Each region of a step is also learned by 1 to so many of its cells, drawn by
+            chance, so that single cells can be named; 0 leaves that out.
         image_gene_weight: Of the loss of these pairs in the mean over pairs.
         gene_text_weight: Likewise.
         image_text_weight: Likewise.
@@ -59,8 +65,9 @@ class AlignConfig:
         warm_up: Share of the steps in which rates rise; the text tower waits for as long before.
         text_state: Whether the text tower learns: frozen, unlocked, or by adapters.
         validate_every: Steps between two looks at what is held out.
-        patience: Looks without a better score before a net stops.
-        held_out_donors: Share of the profiles' donors that is held out, where there are several.
+        patience: Looks without a better score before a net stops early.
+        held_out_donors: Share of the profiles' donors that is left aside to stop early by, where
+            there are several.
         n_table_genes: Genes of the table at most, the regression's panel included: markers first,
             then those that vary most, of genes that regions and profiles have in common.
         marker_copies: Profiles made up from each marker list.
@@ -82,9 +89,11 @@ class AlignConfig:
     gene_space: GeneSpace = "fixed"
     n_nets: int = 3
     n_steps: int = 150
+    stops_early: bool | None = None
     image_gene_rows: int = 256
     gene_text_rows: int = 96
     image_text_rows: int = 64
+    few_cells: int = 4
     image_gene_weight: float = 1.0
     gene_text_weight: float = 1.0
     image_text_weight: float = 1.0
@@ -154,6 +163,11 @@ class AlignConfig:
             "gene-text": self.gene_text_rows,
             "image-text": self.image_text_rows,
         }
+
+    @property
+    def has_held_out(self) -> bool:
+        """Whether something is left aside to stop by."""
+        return self.loss != "anchor" if self.stops_early is None else self.stops_early
 
     @property
     def has_expression(self) -> bool:

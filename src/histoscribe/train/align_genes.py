@@ -198,11 +198,10 @@ def _regions_of(bags: AssembledBags) -> list[Regions]:
 def _split(donors: Sequence[str], config: AlignConfig) -> tuple[np.ndarray, np.ndarray]:
     """Profiles to train on, and those of donors that are held out, where there are several."""
     everyone = np.arange(len(donors), dtype=np.int64)
-    if len(set(donors) - {""}) < 2 or not config.held_out_donors:
+    share = config.held_out_donors if config.has_held_out else 0
+    if len(set(donors) - {""}) < 2 or not share:
         return everyone, everyone[:0]
-    return split_by_donor(
-        donors, config.held_out_donors, mix(config.seed, 17), unknown_in_training=True
-    )
+    return split_by_donor(donors, share, mix(config.seed, 17), unknown_in_training=True)
 
 
 def _markers(

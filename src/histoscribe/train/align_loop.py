@@ -53,8 +53,8 @@ class AlignedNet:
 
     Attributes:
         step: Steps that were made.
-        best_step: After which its held-out score was best.
-        best_score: See `score_held_out`.
+        best_step: After which its held-out score was best; the last, without anything held out.
+        best_score: See `score_held_out`; minus infinity without anything held out.
         weights: Of that step.
         history: At each look at what is held out: step, scores and mean losses since the last.
         n_worse: Looks since the best.
@@ -91,7 +91,9 @@ class RunningLosses:
 def align_net(
     net: Aligner, data: AlignData, task: AlignTask, config: AlignConfig, log: FitLog
 ) -> AlignedNet:
-    """Align one net until its held-out score no longer rises; its best weights come back.
+    """Align one net until its steps are made, or its held-out score no longer rises.
+
+    With something held out its best weights come back, else its last.
 
     A net that was finished before, or a state that was left by a kill, is taken up where the log
     has a folder and the key of the fit is the same.
@@ -123,7 +125,7 @@ def align_net(
             losses.add(learn_step(net, data, streams, optimiser, task.seed, so_far.step, config))
             so_far.step += 1
             if so_far.step % config.validate_every == 0 or so_far.step == config.n_steps:
-                _look(net, data, so_far, losses.take())
+                _look(net, data, so_far, losses.take(), has_held_out=config.has_held_out)
                 _tell(so_far, task, config, log)
             if running is not None and time.monotonic() - written_at >= log.every_s:
                 _write(running, net, optimiser, losses, so_far)
@@ -223,10 +225,20 @@ def learn_step(
     return losses
 
 
-def _look(net: Aligner, data: AlignData, so_far: AlignedNet, losses: dict[str, float]) -> None:
+def _look(
+    net: Aligner,
+    data: AlignData,
+    so_far: AlignedNet,
+    losses: dict[str, float],
+    *,
+    has_held_out: bool,
+) -> None:
     """Score the net on what is held out, and keep its weights if it is better than before."""
-    scores = score_held_out(net, data)
+    scores = score_held_out(net, data) if has_held_out else {}
     so_far.history.append({"step": float(so_far.step), **scores, **losses})
+    if not has_held_out:
+        so_far.best_step, so_far.weights = so_far.step, _copy(net)
+        return
     if not math.isfinite(scores["score"]):
         raise DivergenceError(
             f"the net diverged before step {so_far.step} (score {scores['score']}); lower "
@@ -235,7 +247,11 @@ def _look(net: Aligner, data: AlignData, so_far: AlignedNet, losses: dict[str, f
     so_far.n_worse += 1
     if scores["score"] > so_far.best_score:
         so_far.best_score, so_far.best_step, so_far.n_worse = scores["score"], so_far.step, 0
-        so_far.weights = {name: t.detach().cpu().clone() for name, t in _learned(net).items()}
+        so_far.weights = _copy(net)
+
+
+def _copy(net: Aligner) -> dict[str, Tensor]:
+    return {name: t.detach().cpu().clone() for name, t in _learned(net).items()}
 
 
 def _learned(net: Aligner) -> dict[str, Tensor]:
@@ -250,7 +266,9 @@ def _tell(so_far: AlignedNet, task: AlignTask, config: AlignConfig, log: FitLog)
         return
     epoch = -(-so_far.step // config.validate_every)
     most = -(-config.n_steps // config.validate_every)
-    log.on_epoch(Epoch(task.net, task.n_nets, epoch, most, so_far.history[-1]["score"]))
+    log.on_epoch(
+        Epoch(task.net, task.n_nets, epoch, most, so_far.history[-1].get("score", math.nan))
+    )
 
 
 def _write(

@@ -162,7 +162,7 @@ def embed_step(
     seen = batch = None
     if image:
         batch = data.images.bags(np.concatenate(image), seed).to(net.device)
-        seen = net.space.see(batch, has_answer=config.has_expression)
+        seen = net.space.see(batch, has_answer=config.has_expression, few_cells=config.few_cells)
     nothing = torch.zeros(0, net.space.config.embedding_width, device=net.device)
     rows = np.unique(np.concatenate([np.zeros(0, np.int64), *text]))
     return Embedded(
