@@ -33,4 +33,4 @@ def test_it_comes_back_by_descent():
         (bounded_scale(tau) - 20).square().backward()
         tau.grad.clamp_(-50, 50)
         optimiser.step()
-    assert float(tau) < LARGEST_LOG_SCALE
+    assert float(tau.detach()) < LARGEST_LOG_SCALE
