@@ -26,8 +26,9 @@ PRIOR_ROWS = 10.0
 OWN_ROWS = 50
 """Rows from which an unknown platform is standardised by itself, as a section's spots are."""
 
-CLIP = 10.0
-"""Deviations beyond which a value is cut: a gene that few rows have gives one any size."""
+CLIP = 5.0
+"""Deviations beyond which a value is cut: a gene that few rows have gives one any size. Five, as
+where the settings of `AlignConfig` were found."""
 
 
 @dataclass(frozen=True)
