@@ -62,7 +62,8 @@ class AlignConfig:
         patience: Looks without a better score before a net stops.
         held_out_donors: Share of the profiles' donors that is held out, where there are several.
         n_table_genes: Genes of the table at most, the regression's panel included: markers first,
-            then those that vary most, of genes that regions and profiles have in common.
+            then those that vary most (see `choose_table`), of genes that regions and profiles have
+            in common.
         marker_copies: Profiles made up from each marker list.
         marker_dropout: Share of markers that a copy loses.
         marker_noise: Normal noise of a copy, in z.

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Float, Int64
 
 from histoscribe.data.genes import GenePanel
 from histoscribe.data.profiles import Profiles
@@ -16,6 +16,7 @@ from histoscribe.train.align_config import AlignConfig
 from histoscribe.train.align_data import MadeGenes, MeasuredGenes, StackedGenes, stack_genes
 from histoscribe.train.assemble import AssembledBags, SlideData
 from histoscribe.train.draw import mix
+from histoscribe.train.gene_panel import PanelConfig, residual_variance
 from histoscribe.train.gene_standardiser import GeneStandardiser, fit_gene_standardiser, gene_values
 from histoscribe.train.pairs import split_by_donor
 
@@ -68,7 +69,10 @@ class GeneSide:
 def choose_table(
     panel: GenePanel, slides: Sequence[SlideData], words: Words, most: int
 ) -> GenePanel:
-    """The genes that profiles are read by: the panel, then markers, then what varies.
+    """The genes that profiles are read by: the panel, then markers, then what varies most.
+
+    It varies by its Pearson residuals, as where a panel is chosen, if it is seen in as many regions
+    as are asked for there; in other units than counts by its logarithm.
 
     A gene that regions and profiles do not have in common says nothing of the way from one to the
     other, and is left out, as are markers that no region has measured.
@@ -93,14 +97,12 @@ def choose_table(
         for gene, is_seen in zip(one.genes.ids, one.gene_observed, strict=True)
         if is_seen
     }
-    measured = gene_values([slide.regions for slide in slides], known)
-    values, n = measured.values.astype(np.float64), max(1, len(measured))
-    mean = np.asarray(values.sum(axis=0)).ravel() / n
-    variance = np.asarray((values * values).sum(axis=0)).ravel() / n - mean**2
+    varies, score = _variability([slide.regions.align(known) for slide in slides])
     names = zip(known.ids, known.symbols, strict=True)
     is_marked = np.array([gene in marked or symbol in marked for gene, symbol in names])
-    is_wanted = (is_marked | np.array([gene in shared for gene in known.ids])) & (variance > 0)
-    order = np.lexsort((-variance, ~is_marked))
+    is_shared = np.array([gene in shared for gene in known.ids])
+    is_wanted = varies & (is_marked | (is_shared & (score > 0)))
+    order = np.lexsort((-score, ~is_marked))
     rows = {**dict.fromkeys(known.rows_of(panel.ids).tolist())}
     if -1 in rows:
         raise DataError("a gene of the panel is measured on no training slide; choose it anew")
@@ -110,6 +112,30 @@ def choose_table(
         if is_wanted[row]:
             rows[row] = None
     return known.take(np.array(list(rows), dtype=np.int64))
+
+
+def _variability(
+    slides: Sequence[Regions],
+) -> tuple[Bool[np.ndarray, " gene"], Float[np.ndarray, " gene"]]:
+    """Genes that vary at all, and how much; 0 where they are seen too rarely to say.
+
+    Args:
+        slides: Of one panel.
+    """
+    measured = gene_values(slides, slides[0].genes)
+    values, n = measured.values.astype(np.float64), max(1, len(measured))
+    mean = np.asarray(values.sum(axis=0)).ravel() / n
+    variance = np.asarray((values * values).sum(axis=0)).ravel() / n - mean**2
+    tables = [one.expression for one in slides if one.expression_unit == "counts"]
+    if len(tables) < len(slides):
+        return variance > 0, variance
+    observed = np.stack([one.gene_observed for one in slides])
+    n_measured = np.array([len(one) for one in slides]) @ observed
+    n_seen = np.bincount(measured.values.indices, minlength=len(mean))
+    often = np.flatnonzero((n_seen > 0) & (n_seen >= PanelConfig.min_detection * n_measured))
+    score = np.zeros(len(mean))
+    score[often] = residual_variance([one for one in tables if one is not None], observed, often)
+    return variance > 0, score
 
 
 def make_gene_side(
