@@ -239,7 +239,11 @@ def _markers(
     if not words.markers:
         return MadeGenes(np.zeros((0, len(table)), np.float32), known), (), Texts((), ())
     augment = AugmentConfig(
-        config.marker_copies, config.marker_dropout, config.marker_noise, config.seed
+        n_copies=config.marker_copies,
+        dropout=config.marker_dropout,
+        noise=config.marker_noise,
+        spread=config.marker_spread,
+        seed=config.seed,
     )
     made = pseudo_profiles(words.markers, table, augment, known)
     z = made.z.copy()
