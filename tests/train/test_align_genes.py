@@ -10,7 +10,9 @@ from histoscribe.data.genes import GenePanel
 from histoscribe.data.profiles import Profiles
 from histoscribe.data.provenance import Provenance
 from histoscribe.readers.marker_lists import MarkerSet
-from histoscribe.train.align_genes import Words, choose_table
+from histoscribe.train.align_config import AlignConfig
+from histoscribe.train.align_genes import Words, choose_table, make_gene_side
+from histoscribe.train.fit import make_ready
 from histoscribe.train.gene_panel import PanelConfig, choose_panel
 
 N_GENES = 13
@@ -33,6 +35,11 @@ def training(slides):
         regions = replace(one.regions, genes=GENES, expression=csr_array(counts))
         made.append(replace(one, regions=regions))
     return made
+
+
+@pytest.fixture(scope="module")
+def bags(slides, split, panel, quick, small):
+    return make_ready(slides, split, panel, config=quick, model_settings=small).assembled
 
 
 def a_profile():
@@ -73,3 +80,16 @@ def test_regions_that_are_no_counts_go_by_their_logarithms(training):
     logs = np.log1p(1e4 * logs / np.maximum(logs.sum(axis=1, keepdims=True), 1))
     order = [NAMES[row] for row in np.argsort(-logs.var(axis=0)) if row != 4]
     assert table.ids[1:] == tuple(order)
+
+
+def test_noise_of_marker_profiles_is_in_z_however_high_markers_are(bags, panel, slides):
+    genes = slides[0].regions.genes
+    words = Words((), (MarkerSet("x", genes.ids[:1], (1.0,)),))
+
+    def z_of(height):
+        config = AlignConfig(marker_copies=50, marker_z=height, marker_noise=0.3)
+        side = make_gene_side(bags, panel, words, config)
+        return side.rows.read(side.train).z[:, side.table.ids.index(panel.ids[1])]
+
+    np.testing.assert_allclose(z_of(1.0), z_of(3.0), rtol=1e-5)
+    assert 0.2 < z_of(3.0)[1:].std() < 0.4

@@ -241,7 +241,7 @@ def _markers(
     augment = AugmentConfig(
         n_copies=config.marker_copies,
         dropout=config.marker_dropout,
-        noise=config.marker_noise,
+        noise=config.marker_noise / config.marker_z,  # all is multiplied by that below
         spread=config.marker_spread,
         seed=config.seed,
     )
