@@ -43,7 +43,7 @@ class GeneSide:
 
     Attributes:
         table: The genes.
-        standardiser: Fitted on regions and on profiles of training donors.
+        standardiser: Fitted on regions and on profiles of training donors, by their labels.
         rows: Expression by row.
         n_regions: Rows that are regions, in the order of the bags.
         has_values: Rows with any expression on the table.
@@ -155,7 +155,8 @@ def make_gene_side(
     train, held_out = _split(donors, config)
     fitted_on = np.concatenate([np.arange(n_regions), n_regions + train])
     fitted_on = fitted_on[measured.has_values[fitted_on]]
-    standardiser = fit_gene_standardiser(measured.take(fitted_on))
+    said = ("",) * n_regions + tuple(one for part in words.profiles for one in _labels_of(part))
+    standardiser = fit_gene_standardiser(measured.take(fitted_on), [said[row] for row in fitted_on])
     made, made_keys, made_texts = _markers(words, table, standardiser, config)
     parts = [texts_of(part) for part in words.profiles]
     texts, alias = unify_texts([*parts, *words.texts, made_texts])
@@ -250,6 +251,11 @@ def _markers(
     rows: Mapping[str, str] = dict(zip(made.text, made.text_key, strict=True))
     z *= config.marker_z
     return MadeGenes(z, known), made.text_key, Texts(tuple(rows.values()), tuple(rows))
+
+
+def _labels_of(profiles: Profiles) -> Sequence[str]:
+    """What each profile is said to be: its label, else the key of its text; "" without either."""
+    return profiles.label or profiles.text_key or ("",) * len(profiles)
 
 
 def _keys_of(profiles: Profiles) -> list[str]:
