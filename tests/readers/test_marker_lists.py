@@ -106,10 +106,27 @@ def test_a_copy_keeps_one_marker_at_least_and_loses_its_share():
     assert (n_kept[41:] == 1).all()
 
 
+def test_the_heights_of_a_copy_are_spread_evenly_about_its_weights():
+    many = GenePanel(tuple(f"g{n}" for n in range(211)), ("",) * 211, "symbol")
+    half = MarkerSet("x", many.ids[:100], (1.0,) * 50 + (-2.0,) * 50)
+    augment = AugmentConfig(41, dropout=0.3, spread=0.5, seed=3)
+    z = pseudo_profiles([half], many, augment).z
+    np.testing.assert_array_equal(z[0, :100], half.weights)
+    ratio = z[1:, :100] / np.array(half.weights)
+    kept = ratio[ratio != 0]
+    np.testing.assert_allclose(np.quantile(kept, [0.25, 0.5, 0.75]), [0.75, 1, 1.25], atol=0.03)
+    assert kept.min() >= 0.5
+    assert kept.max() <= 1.5
+    assert not z[:, 100:].any()
+    plain = pseudo_profiles([half], many, AugmentConfig(41, dropout=0.3, seed=3)).z
+    np.testing.assert_array_equal(z != 0, plain != 0)  # the spread changes no other draw
+
+
 def test_sets_that_fit_no_panel_are_refused():
     with pytest.raises(MismatchError, match="none of the 1 markers of x"):
         pseudo_profiles([MarkerSet("x", ("NOGENE",), (1.0,))], PANEL)
     with pytest.raises(DataError, match="stands twice"):
         pseudo_profiles([T, T], PANEL)
-    with pytest.raises(ConfigError, match="dropout"):
-        AugmentConfig(dropout=1.0)
+    for wrong in ({"dropout": 1.0}, {"spread": 1.0}):
+        with pytest.raises(ConfigError, match=f"{next(iter(wrong))} 1.0"):
+            AugmentConfig(**wrong)

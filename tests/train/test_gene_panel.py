@@ -14,6 +14,7 @@ from histoscribe.train.gene_panel import (
     choose_panel,
     noise_ceiling,
     normalised_dispersion,
+    residual_variance,
 )
 
 
@@ -50,6 +51,24 @@ def counts():
 def test_genes_that_vary_are_found_in_two_sections(counts):
     sections = [section(counts[:50], "a"), section(counts[50:], "b")]
     assert set(choose_panel(sections, PanelConfig(n_genes=3)).ids) == {"G005", "G017", "G029"}
+
+
+def test_residual_variance_is_the_formula_over_the_regions_that_measured_a_gene(counts):
+    x = counts.astype(np.float64)
+    x[:50, 5] = 0  # not measured there, which is no zero
+    observed = np.ones((2, 43), dtype=bool)
+    observed[0, 5] = False
+    seen = np.repeat(observed, [50, 41], axis=0)
+    size = x.sum(axis=1, keepdims=True)
+    mu = size * x.sum(axis=0) / np.where(seen, size, 0).sum(axis=0)
+    n = seen.sum(axis=0)
+    r = ((x - mu) / np.sqrt(mu + mu**2 / 100)).clip(-np.sqrt(n), np.sqrt(n))
+    wanted = [r[seen[:, gene], gene].var() for gene in range(43)]
+    tables = [csr_array(x[:50]), csr_array(x[50:])]
+    np.testing.assert_allclose(residual_variance(tables, observed, np.arange(43)), wanted)
+    np.testing.assert_allclose(
+        residual_variance(tables, observed, np.array([9, 5])), [*np.array(wanted)[[9, 5]]]
+    )
 
 
 def test_normalised_dispersion_is_scanpys_flavour_seurat(counts):

@@ -11,6 +11,7 @@ from histoscribe.data.toy import toy_world
 from histoscribe.errors import DataError, MismatchError
 from histoscribe.train.gene_standardiser import (
     CLIP,
+    FLOOR,
     PRIOR_ROWS,
     GeneStandardiser,
     fit_gene_standardiser,
@@ -73,13 +74,17 @@ def test_a_profile_of_nothing_stays_so_and_is_told():
     assert not values.values.toarray()[1].any()
 
 
-def test_a_platform_of_many_rows_has_mean_0_and_deviation_1():
+def test_a_platform_of_many_rows_has_mean_0_and_deviation_1_before_the_cut():
     training = gene_values([profiles(2000, "a", 1), profiles(1500, "b", 2, np.arange(1, 8))], GENES)
-    z, observed = fit_gene_standardiser(training).apply(training)
+    fitted = fit_gene_standardiser(training)
+    z, observed = fitted.apply(training)
     assert observed.all()
-    for rows in (slice(2000), slice(2000, None)):
-        np.testing.assert_allclose(z[rows].mean(axis=0), 0, atol=0.02)
-        np.testing.assert_allclose(z[rows].std(axis=0), 1, atol=0.03)
+    for row, rows in enumerate((slice(2000), slice(2000, None))):
+        whole = (training.values.toarray()[rows] - fitted.mean[row]) / fitted.deviation[row]
+        np.testing.assert_allclose(whole.mean(axis=0), 0, atol=0.02)
+        np.testing.assert_allclose(whole.std(axis=0), 1, atol=0.03)
+        assert np.abs(whole).max() > CLIP
+        np.testing.assert_allclose(z[rows], whole.clip(-CLIP, CLIP), atol=1e-5)
 
 
 def test_the_offset_of_a_platform_goes():
@@ -107,6 +112,53 @@ def test_shrinkage_is_the_formula():
         deviation = np.sqrt((n * part.var(axis=0) + k * variance0) / (n + k))
         np.testing.assert_allclose(fitted.mean[row], mean, rtol=1e-5)
         np.testing.assert_allclose(fitted.deviation[row], deviation, rtol=1e-5)
+
+
+def test_each_label_of_a_platform_counts_the_same():
+    """Ninety rows of one label beside nine of another and one of none; by hand."""
+    parts = [
+        profiles(n, "a", seed, np.roll(np.arange(1, 8), seed)) for seed, n in enumerate((90, 9, 1))
+    ]
+    rows = [
+        replace(part, profile_id=tuple(f"{s}-{r}" for r in range(len(part))))
+        for s, part in enumerate(parts)
+    ]
+    values = gene_values([*rows, profiles(60, "spots", 7)], GENES)
+    label = ["many"] * 90 + ["few"] * 9 + [""] * 61
+    fitted = fit_gene_standardiser(values, label)
+    wide = values.values.toarray().astype(np.float64)
+    weight = np.r_[np.full(90, 99 / 180), np.full(9, 99 / 18), 1.0]
+    m = weight @ wide[:100] / 100
+    s2 = weight @ (wide[:100] - m) ** 2 / 100
+    spots = wide[100:]
+    k, mean0, variance0 = PRIOR_ROWS, (m + spots.mean(0)) / 2, (s2 + spots.var(0)) / 2
+    np.testing.assert_allclose(fitted.mean[0], (100 * m + k * mean0) / (100 + k), rtol=1e-5)
+    d = np.sqrt((100 * s2 + k * variance0) / (100 + k))
+    wanted = np.sqrt(d**2 + (FLOOR * np.median(d)) ** 2)
+    np.testing.assert_allclose(fitted.deviation[0], wanted, rtol=1e-5)
+    np.testing.assert_allclose(
+        fitted.mean[1], (60 * spots.mean(0) + k * mean0) / (60 + k), rtol=1e-5
+    )
+    d = np.sqrt((60 * spots.var(0) + k * variance0) / (60 + k))
+    np.testing.assert_allclose(fitted.deviation[1], d, rtol=1e-5)
+    between = (wide[:90].mean(0) + wide[90:99].mean(0)) / 2
+    plain = fit_gene_standardiser(values)
+    assert np.abs(fitted.mean[0] - between).mean() < 0.2 * np.abs(plain.mean[0] - between).mean()
+    with pytest.raises(DataError, match="labels of training rows has 3"):
+        fit_gene_standardiser(values, ["a"] * 3)
+
+
+def test_more_of_the_same_of_one_label_moves_nothing():
+    own = [profiles(40, "a", 1), profiles(20, "a", 2, np.arange(1, 8))]
+    again = replace(own[0], profile_id=tuple(f"again{row}" for row in range(40)))
+    own[1] = replace(own[1], profile_id=tuple(f"b{row}" for row in range(20)))
+    once = gene_values(own, GENES)
+    more = gene_values([own[0], own[1], again], GENES)
+    label = ["x"] * 40 + ["y"] * 20
+    a = fit_gene_standardiser(once, label)
+    b = fit_gene_standardiser(more, [*label, *["x"] * 40])
+    np.testing.assert_allclose(a.mean, b.mean, rtol=1e-5)  # one platform: no other to lean on
+    np.testing.assert_allclose(a.deviation, b.deviation, rtol=1e-5)
 
 
 def test_genes_that_were_not_observed_are_0_and_count_in_no_mean():

@@ -107,7 +107,8 @@ def data_of(
         values = replace(values, platform=("",) * len(values))
     n_images = len(world.of_images)
     training = np.r_[0:N_TRAIN, n_images : n_images + N_PROFILES]
-    standardiser = fit_gene_standardiser(values.take(training))
+    label = ("",) * n_images + (profiles.label or ())
+    standardiser = fit_gene_standardiser(values.take(training), [label[row] for row in training])
     rows, held = np.arange(N_TRAIN), np.arange(N_TRAIN, N_TRAIN + N_HELD)
     right = rng.permutation(rows) if shuffled else rows
     keys = ("",) * n_images + (profiles.text_key or ())

@@ -81,19 +81,23 @@ class AugmentConfig:
         n_copies: Profiles of each set.
         dropout: Share of markers that a copy loses, by chance; one at least stays.
         noise: Deviation of normal noise on all genes that count, in z.
-        seed: What draws both. A set's copies do not depend on the sets beside it.
+        spread: A copy's markers that stay have their weights times 1 - spread to 1 + spread, each
+            drawn evenly by itself.
+        seed: What draws all three. A set's copies do not depend on the sets beside it.
     """
 
     n_copies: int = 1
     dropout: float = 0.0
     noise: float = 0.0
+    spread: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.n_copies < 1 or not 0 <= self.dropout < 1 or not 0 <= self.noise < math.inf:
+        is_share = 0 <= self.dropout < 1 and 0 <= self.spread < 1
+        if self.n_copies < 1 or not is_share or not 0 <= self.noise < math.inf:
             raise ConfigError(
-                f"{self.n_copies} copies, dropout {self.dropout}, noise {self.noise}; wanted 1 or "
-                "more, 0 to below 1, and 0 or more"
+                f"{self.n_copies} copies, dropout {self.dropout}, noise {self.noise}, spread "
+                f"{self.spread}; wanted 1 or more, 0 to below 1, 0 or more, and 0 to below 1"
             )
 
 
@@ -201,6 +205,7 @@ def _profile(
     stays[chance.integers(len(columns))] = True
     z[columns[~stays]] = 0
     noise = chance.normal(0, augment.noise, len(observed))
+    z[columns] *= chance.uniform(1 - augment.spread, 1 + augment.spread, len(columns))
     return z + np.where(observed, noise, 0).astype(np.float32)
 
 

@@ -21,7 +21,10 @@ LEAST: dict[str, float] = {
     **dict.fromkeys(("expression_weight", "cycle_weight", "marker_noise"), 0),
 }
 ABOVE_0 = ("learning_rate", "text_learning_rate", "lora_learning_rate", "clip_norm", "marker_z")
-SHARES = ("warm_up", "held_out_donors", "gene_dropout", "head_dropout", "marker_dropout")
+SHARES = (
+    *("warm_up", "held_out_donors", "gene_dropout", "head_dropout"),
+    *("marker_dropout", "marker_spread"),
+)
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,13 @@ class AlignConfig:
         held_out_donors: Share of the profiles' donors that is left aside to stop early by, where
             there are several.
         n_table_genes: Genes of the table at most, the regression's panel included: markers first,
-            then those that vary most, of genes that regions and profiles have in common.
+            then those that vary most (see `choose_table`), of genes that regions and profiles have
+            in common.
         marker_copies: Profiles made up from each marker list.
         marker_dropout: Share of markers that a copy loses.
         marker_noise: Normal noise of a copy, in z.
-        marker_z: How far above the mean its markers are, in z.
+        marker_z: How far above the mean its markers are, in z, all in all.
+        marker_spread: By what share of that a marker of a copy is higher or lower; drawn evenly.
         embedding_width: Of the space.
         gene_width: Of the gene tower's answer.
         gene_heads: Its heads.
@@ -114,6 +119,7 @@ class AlignConfig:
     marker_dropout: float = 0.3
     marker_noise: float = 0.1
     marker_z: float = 2.0
+    marker_spread: float = 0.5
     embedding_width: int = 64
     gene_width: int = 128
     gene_heads: int = 4

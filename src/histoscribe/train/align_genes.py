@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Float, Int64
 
 from histoscribe.data.genes import GenePanel
 from histoscribe.data.profiles import Profiles
@@ -16,6 +16,7 @@ from histoscribe.train.align_config import AlignConfig
 from histoscribe.train.align_data import MadeGenes, MeasuredGenes, StackedGenes, stack_genes
 from histoscribe.train.assemble import AssembledBags, SlideData
 from histoscribe.train.draw import mix
+from histoscribe.train.gene_panel import PanelConfig, residual_variance
 from histoscribe.train.gene_standardiser import GeneStandardiser, fit_gene_standardiser, gene_values
 from histoscribe.train.pairs import split_by_donor
 
@@ -42,7 +43,7 @@ class GeneSide:
 
     Attributes:
         table: The genes.
-        standardiser: Fitted on regions and on profiles of training donors.
+        standardiser: Fitted on regions and on profiles of training donors, by their labels.
         rows: Expression by row.
         n_regions: Rows that are regions, in the order of the bags.
         has_values: Rows with any expression on the table.
@@ -68,7 +69,10 @@ class GeneSide:
 def choose_table(
     panel: GenePanel, slides: Sequence[SlideData], words: Words, most: int
 ) -> GenePanel:
-    """The genes that profiles are read by: the panel, then markers, then what varies.
+    """The genes that profiles are read by: the panel, then markers, then what varies most.
+
+    It varies by its Pearson residuals, as where a panel is chosen, if it is seen in as many regions
+    as are asked for there; in other units than counts by its logarithm.
 
     A gene that regions and profiles do not have in common says nothing of the way from one to the
     other, and is left out, as are markers that no region has measured.
@@ -93,14 +97,12 @@ def choose_table(
         for gene, is_seen in zip(one.genes.ids, one.gene_observed, strict=True)
         if is_seen
     }
-    measured = gene_values([slide.regions for slide in slides], known)
-    values, n = measured.values.astype(np.float64), max(1, len(measured))
-    mean = np.asarray(values.sum(axis=0)).ravel() / n
-    variance = np.asarray((values * values).sum(axis=0)).ravel() / n - mean**2
+    varies, score = _variability([slide.regions.align(known) for slide in slides])
     names = zip(known.ids, known.symbols, strict=True)
     is_marked = np.array([gene in marked or symbol in marked for gene, symbol in names])
-    is_wanted = (is_marked | np.array([gene in shared for gene in known.ids])) & (variance > 0)
-    order = np.lexsort((-variance, ~is_marked))
+    is_shared = np.array([gene in shared for gene in known.ids])
+    is_wanted = varies & (is_marked | (is_shared & (score > 0)))
+    order = np.lexsort((-score, ~is_marked))
     rows = {**dict.fromkeys(known.rows_of(panel.ids).tolist())}
     if -1 in rows:
         raise DataError("a gene of the panel is measured on no training slide; choose it anew")
@@ -110,6 +112,30 @@ def choose_table(
         if is_wanted[row]:
             rows[row] = None
     return known.take(np.array(list(rows), dtype=np.int64))
+
+
+def _variability(
+    slides: Sequence[Regions],
+) -> tuple[Bool[np.ndarray, " gene"], Float[np.ndarray, " gene"]]:
+    """Genes that vary at all, and how much; 0 where they are seen too rarely to say.
+
+    Args:
+        slides: Of one panel.
+    """
+    measured = gene_values(slides, slides[0].genes)
+    values, n = measured.values.astype(np.float64), max(1, len(measured))
+    mean = np.asarray(values.sum(axis=0)).ravel() / n
+    variance = np.asarray((values * values).sum(axis=0)).ravel() / n - mean**2
+    tables = [one.expression for one in slides if one.expression_unit == "counts"]
+    if len(tables) < len(slides):
+        return variance > 0, variance
+    observed = np.stack([one.gene_observed for one in slides])
+    n_measured = np.array([len(one) for one in slides]) @ observed
+    n_seen = np.bincount(measured.values.indices, minlength=len(mean))
+    often = np.flatnonzero((n_seen > 0) & (n_seen >= PanelConfig.min_detection * n_measured))
+    score = np.zeros(len(mean))
+    score[often] = residual_variance([one for one in tables if one is not None], observed, often)
+    return variance > 0, score
 
 
 def make_gene_side(
@@ -129,7 +155,8 @@ def make_gene_side(
     train, held_out = _split(donors, config)
     fitted_on = np.concatenate([np.arange(n_regions), n_regions + train])
     fitted_on = fitted_on[measured.has_values[fitted_on]]
-    standardiser = fit_gene_standardiser(measured.take(fitted_on))
+    said = ("",) * n_regions + tuple(one for part in words.profiles for one in _labels_of(part))
+    standardiser = fit_gene_standardiser(measured.take(fitted_on), [said[row] for row in fitted_on])
     made, made_keys, made_texts = _markers(words, table, standardiser, config)
     parts = [texts_of(part) for part in words.profiles]
     texts, alias = unify_texts([*parts, *words.texts, made_texts])
@@ -212,13 +239,22 @@ def _markers(
     if not words.markers:
         return MadeGenes(np.zeros((0, len(table)), np.float32), known), (), Texts((), ())
     augment = AugmentConfig(
-        config.marker_copies, config.marker_dropout, config.marker_noise, config.seed
+        n_copies=config.marker_copies,
+        dropout=config.marker_dropout,
+        noise=config.marker_noise / config.marker_z,  # all is multiplied by that below
+        spread=config.marker_spread,
+        seed=config.seed,
     )
     made = pseudo_profiles(words.markers, table, augment, known)
     z = made.z.copy()
     rows: Mapping[str, str] = dict(zip(made.text, made.text_key, strict=True))
     z *= config.marker_z
     return MadeGenes(z, known), made.text_key, Texts(tuple(rows.values()), tuple(rows))
+
+
+def _labels_of(profiles: Profiles) -> Sequence[str]:
+    """What each profile is said to be: its label, else the key of its text; "" without either."""
+    return profiles.label or profiles.text_key or ("",) * len(profiles)
 
 
 def _keys_of(profiles: Profiles) -> list[str]:

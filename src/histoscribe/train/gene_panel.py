@@ -70,32 +70,56 @@ def choose_panel(slides: Sequence[Regions], config: PanelConfig) -> GenePanel:
 
 
 def choose_by_pearson_residuals(slides: Sequence[Regions], config: PanelConfig) -> GenePanel:
-    r"""Genes whose counts vary most beyond what depth and mean explain.
+    """Genes whose counts vary most beyond what depth and mean explain, by `residual_variance`.
 
-        mu[i, g] = n[i] p[g]      r = (x - mu) / sqrt(mu + mu^2 / theta), clipped to +-sqrt(n)
-
-    with theta = 100, n[i] the library size, p[g] the gene's share of all counts; genes are ranked
-    by the variance of r over all training regions, among those seen in `min_detection` of them.
-
-    Source: Lause, Berens & Kobak 2021, analytic Pearson residuals.
+    They are chosen among those seen in `min_detection` of all training regions.
     """
     genes, tables, is_allowed = _common(slides)
-    counts = csc_array(vstack(tables))
     n_regions = sum(len(regions) for regions in slides)
-    detected = np.diff(counts.indptr) / n_regions
-    size = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
-    share = np.asarray(counts.sum(axis=0), dtype=np.float64).ravel() / max(size.sum(), 1.0)
-    candidates = np.flatnonzero(is_allowed & (detected >= config.min_detection) & (share > 0))
+    detected = sum(np.diff(csc_array(table).indptr) for table in tables) / n_regions
+    is_there = np.sum([np.asarray(table.sum(axis=0)).ravel() for table in tables], axis=0) > 0
+    candidates = np.flatnonzero(is_allowed & (detected >= config.min_detection) & is_there)
     _check_enough(len(candidates), config.n_genes, "detected in enough training regions")
-    clip = np.sqrt(n_regions)
-    variance = np.empty(len(candidates))
-    for start in range(0, len(candidates), CHUNK):
-        some = candidates[start : start + CHUNK]
+    observed = np.ones((len(tables), len(genes)), dtype=bool)
+    variance = residual_variance(tables, observed, candidates)
+    return genes.take(candidates[np.argsort(-variance, kind="stable")[: config.n_genes]])
+
+
+def residual_variance(
+    tables: Sequence[csr_array],
+    observed: Bool[np.ndarray, "table gene"],
+    columns: Int64[np.ndarray, " column"],
+) -> Float[np.ndarray, " column"]:
+    r"""Variance of a gene's Pearson residuals: what depth and mean do not explain of its counts.
+
+        mu[i, g] = n[i] p[g]      r = (x - mu) / sqrt(mu + mu^2 / theta), clipped to +-sqrt(N)
+
+    with theta = 100, n[i] the library size, p[g] the gene's share of all counts. p, N and the
+    variance of g are of the N regions in which it was measured.
+
+    Source: Lause, Berens & Kobak 2021, analytic Pearson residuals.
+
+    Args:
+        tables: Counts, region x gene, one table a slide.
+        observed: Genes that were measured in each.
+        columns: The genes asked for; each measured somewhere.
+    """
+    counts = csc_array(vstack(tables))
+    n_regions = np.array([len(table.indptr) - 1 for table in tables])
+    table_of = np.repeat(np.arange(len(tables)), n_regions)
+    size = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+    total = np.bincount(table_of, size, len(tables)) @ observed
+    share = np.asarray(counts.sum(axis=0), dtype=np.float64).ravel() / np.maximum(total, 1.0)
+    clip = np.sqrt(n_regions @ observed)
+    variance = np.empty(len(columns))
+    for start in range(0, len(columns), CHUNK):
+        some = columns[start : start + CHUNK]
         mu = size[:, None] * share[some]
         residual = counts[:, some].toarray() - mu
         residual /= np.sqrt(mu + mu**2 / 100.0).clip(min=1e-12)
-        variance[start : start + CHUNK] = residual.clip(-clip, clip).var(axis=0)
-    return genes.take(candidates[np.argsort(-variance, kind="stable")[: config.n_genes]])
+        cut = residual.clip(-clip[some], clip[some])
+        variance[start : start + CHUNK] = cut.var(axis=0, where=observed[np.ix_(table_of, some)])
+    return variance
 
 
 def choose_by_dispersion(slides: Sequence[Regions], config: PanelConfig) -> GenePanel:

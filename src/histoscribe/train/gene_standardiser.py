@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64, Shaped
 from scipy.sparse import csr_array, vstack
 
+from histoscribe.data.checks import check_length
 from histoscribe.data.genes import GenePanel
 from histoscribe.data.profiles import Profiles
 from histoscribe.data.regions import Regions
@@ -26,8 +27,12 @@ PRIOR_ROWS = 10.0
 OWN_ROWS = 50
 """Rows from which an unknown platform is standardised by itself, as a section's spots are."""
 
-CLIP = 10.0
-"""Deviations beyond which a value is cut: a gene that few rows have gives one any size."""
+FLOOR = 0.5
+"""Share of a platform's median deviation that is added, in squares, where profiles are labelled."""
+
+CLIP = 5.0
+"""Deviations beyond which a value is cut: a gene that few rows have gives one any size. Five, as
+where the settings of `AlignConfig` were found."""
 
 
 @dataclass(frozen=True)
@@ -148,9 +153,18 @@ class GeneStandardiser:
     With n rows of a platform in which the gene was observed, m and s2 their mean and variance, and
     m0, s02 the means of these over the platforms:
 
-        mean = (n m + k m0) / (n + k)        deviation^2 = (n s2 + k s02) / (n + k)
+        mean = (n m + k m0) / (n + k)        d^2 = (n s2 + k s02) / (n + k)
 
-    so that a platform of few rows leans on the others; k = PRIOR_ROWS.
+    so that a platform of few rows leans on the others; k = PRIOR_ROWS. Regions, and profiles of
+    which nothing is said, have deviation = d. Labelled profiles are as many of each label as
+    somebody happened to collect, and few: there each label counts the same in m and s2,
+
+        m = sum_i w[i] v[i] / n              s2 = sum_i w[i] (v[i] - m)^2 / n
+        w[i] = rows with a label / (labels x rows of the label of i),   1 for a row without one
+
+    with sums over the n = sum_i w[i] rows, and a gene that hardly varies among them has no say:
+
+        deviation^2 = d^2 + (FLOOR median over genes of d)^2
 
     Attributes:
         genes: Columns.
@@ -264,22 +278,34 @@ class _Moments(NamedTuple):
     variance: Float64[np.ndarray, " gene"]
 
 
-def fit_gene_standardiser(training: GeneValues) -> GeneStandardiser:
+def fit_gene_standardiser(
+    training: GeneValues, label: Sequence[str] | None = None
+) -> GeneStandardiser:
     """Fit on training rows, which the caller has taken: no other is to be among them.
 
+    Args:
+        training: The rows.
+        label: What each is said to be, "" for nothing; None says nothing of any.
+
     Raises:
-        DataError: If there is no row.
+        DataError: If there is no row, or labels are not one for each.
     """
     if not len(training):
         raise DataError("no training row to standardise genes by; check the split")
+    said = np.array([""] * len(training) if label is None else list(label), dtype=object)
+    check_length("labels of training rows", said, len(training))
     names = np.array(training.platform, dtype=object)
     platforms = tuple(sorted(set(training.platform)))
-    parts = [_moments(training.take(np.flatnonzero(names == name))) for name in platforms]
+    rows_of = [np.flatnonzero(names == name) for name in platforms]
+    parts = [_moments(training.take(rows), _balance(said[rows])) for rows in rows_of]
     is_there = np.stack([part.n > 0 for part in parts])
     n_platforms = np.maximum(is_there.sum(axis=0), 1)
     mean0 = np.sum([part.mean * (part.n > 0) for part in parts], axis=0) / n_platforms
     variance0 = np.sum([part.variance * (part.n > 0) for part in parts], axis=0) / n_platforms
-    shrunk = [_shrink(part, mean0, variance0) for part in parts]
+    shrunk = [
+        _shrink(part, mean0, variance0, has_floor=bool((said[rows] != "").any()))
+        for part, rows in zip(parts, rows_of, strict=True)
+    ]
     return GeneStandardiser(
         genes=training.genes,
         platforms=platforms,
@@ -291,25 +317,40 @@ def fit_gene_standardiser(training: GeneValues) -> GeneStandardiser:
     )
 
 
-def _moments(some: GeneValues) -> _Moments:
+def _balance(label: Shaped[np.ndarray, " row"]) -> Float64[np.ndarray, " row"]:
+    """Weights by which each label counts the same, and the rows with a label as many as they are.
+
+    A row without a label weighs 1.
+    """
+    _, number, n_rows = np.unique(label.astype(str), return_inverse=True, return_counts=True)
+    is_said = label != ""
+    n_labels = len(set(label[is_said]))
+    return np.where(is_said, is_said.sum() / (max(n_labels, 1) * n_rows[number]), 1.0)
+
+
+def _moments(some: GeneValues, weight: Float64[np.ndarray, " profile"] | None = None) -> _Moments:
     """Mean and variance of each gene over the rows of a platform in which it was observed."""
-    n_rows = np.bincount(some.source, minlength=len(some.is_observed)).astype(np.float64)
-    n = n_rows @ some.is_observed
-    wide = csr_array(some.values, dtype=np.float64, copy=True)
-    mean = np.asarray(wide.sum(axis=0)).ravel() / np.maximum(n, 1)
+    weight = np.ones(len(some)) if weight is None else weight
+    n = np.bincount(some.source, weight, len(some.is_observed)) @ some.is_observed
+    wide = csr_array(some.values, dtype=np.float64)
+    own = np.repeat(weight, np.diff(wide.indptr))
+    rows = np.where(n > 0, n, 1.0)
+    mean = np.bincount(wide.indices, own * wide.data, len(n)) / rows
     # of what is not 0 the deviations, and of the zeros theirs: no difference of large numbers
-    n_stored = np.bincount(wide.indices, minlength=len(n))
-    wide.data = (wide.data - mean[wide.indices]) ** 2
-    squares = np.asarray(wide.sum(axis=0)).ravel() + (n - n_stored) * mean**2
-    return _Moments(n, mean, np.maximum(squares, 0) / np.maximum(n, 1))
+    n_stored = np.bincount(wide.indices, own, len(n))
+    squares = np.bincount(wide.indices, own * (wide.data - mean[wide.indices]) ** 2, len(n))
+    squares += (n - n_stored) * mean**2
+    return _Moments(n, mean, np.maximum(squares, 0) / rows)
 
 
 def _shrink(
-    own: _Moments, mean0: np.ndarray, variance0: np.ndarray
+    own: _Moments, mean0: np.ndarray, variance0: np.ndarray, *, has_floor: bool = False
 ) -> tuple[Float32[np.ndarray, " gene"], Float32[np.ndarray, " gene"]]:
     weight = own.n + PRIOR_ROWS
     mean = (own.n * own.mean + PRIOR_ROWS * mean0) / weight
     variance = (own.n * own.variance + PRIOR_ROWS * variance0) / weight
+    if has_floor and (own.n > 0).any():
+        variance = variance + (FLOOR * np.median(np.sqrt(variance[own.n > 0]))) ** 2
     return mean.astype(np.float32), _deviation(variance)
 
 
