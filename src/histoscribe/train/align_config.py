@@ -46,7 +46,8 @@ class AlignConfig:
         n_nets: Nets with different seeds, each stopped on another inner fold; cosines are averaged.
         n_steps: At most.
         image_gene_rows: Regions with their expression that a step draws.
-        gene_text_rows: Profiles with their texts that a step draws.
+        gene_text_rows: Profiles with their texts that a step draws; half of them labelled, half
+            made from marker lists, where there are both.
         image_text_rows: Regions with their texts that a step draws, where there are any.
         image_gene_weight: Of the loss of these pairs in the mean over pairs.
         gene_text_weight: Likewise.
