@@ -11,9 +11,10 @@ from histoscribe.data.profiles import Profiles
 from histoscribe.data.provenance import Provenance
 from histoscribe.readers.marker_lists import MarkerSet
 from histoscribe.train.align_config import AlignConfig
-from histoscribe.train.align_genes import Words, choose_table, make_gene_side
+from histoscribe.train.align_genes import Words, choose_table, make_gene_side, pair_genes
 from histoscribe.train.fit import make_ready
 from histoscribe.train.gene_panel import PanelConfig, choose_panel
+from histoscribe.train.pairs import PairStream
 
 N_GENES = 13
 NAMES = tuple(f"G{number}" for number in range(N_GENES))
@@ -93,3 +94,25 @@ def test_noise_of_marker_profiles_is_in_z_however_high_markers_are(bags, panel, 
 
     np.testing.assert_allclose(z_of(1.0), z_of(3.0), rtol=1e-5)
     assert 0.2 < z_of(3.0)[1:].std() < 0.4
+
+
+def test_half_of_what_is_said_of_genes_comes_from_marker_lists(bags, panel, slides):
+    """Three labelled profiles beside thirty-two copies of two lists."""
+    genes = slides[0].regions.genes
+    counts = csr_array(np.random.default_rng(0).poisson(5, (3, N_GENES)).astype(np.float32))
+    some = replace(
+        a_profile(),
+        genes=genes,
+        profile_id=("p", "q", "r"),
+        expression=counts,
+        text=("x",) * 3,
+        platform=("cells",) * 3,
+        donor_id=("",) * 3,
+    )
+    markers = tuple(MarkerSet(gene, (gene,), (1.0,)) for gene in genes.ids[:2])
+    side = make_gene_side(bags, panel, Words((some,), markers), AlignConfig())
+    pairs = pair_genes(side)
+    drawn = np.concatenate([PairStream(pairs, 24, 1).draw(step).left for step in range(8)])
+    assert len(side.train) == 3 + 32
+    assert (drawn < side.n_measured).mean() == 0.5
+    np.testing.assert_array_equal(np.unique(drawn), side.train)

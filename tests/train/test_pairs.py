@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -28,6 +30,31 @@ def test_each_epoch_has_each_pair_once(n, n_drawn, seed):
     drawn = np.concatenate([stream.draw(step).left for step in range(-(-2 * n // n_drawn))])
     for epoch in (drawn[:n], drawn[n : 2 * n]):
         np.testing.assert_array_equal(np.sort(epoch), np.arange(n))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 17), st.integers(0, 99))
+def test_sources_are_drawn_alike_and_each_has_epochs_of_its_own(n, n_other, n_drawn, seed):
+    source = np.r_[np.full(n, 4), np.full(n_other, 1)]
+    pairs = replace(rows(n + n_other), source=source)
+    stream = PairStream(pairs, n_drawn, seed)
+    drawn = np.concatenate([stream.draw(step).left for step in range(-(-4 * max(n, 9) // n_drawn))])
+    is_first = drawn < n
+    assert abs(2 * is_first.sum() - len(drawn)) <= 1
+    np.testing.assert_array_equal(np.sort(drawn[is_first][:n]), np.arange(n))
+    np.testing.assert_array_equal(np.sort(drawn[~is_first][:n_other]), n + np.arange(n_other))
+
+
+def test_sources_follow_from_the_step_alone_and_stay_with_their_rows():
+    some = np.array([0, 1, 2, 3])
+    pairs = pair_texts("gene-text", KEYS, TEXTS, some, np.array([0, 0, 1, 0]))
+    np.testing.assert_array_equal(pairs.source, [0, 1, 0])  # row 1 has no text
+    np.testing.assert_array_equal(pairs.take(np.array([1])).source, [1])
+    one, two = PairStream(pairs, 4, 7), PairStream(pairs, 4, 7)
+    for step in (9, 2):
+        draw = one.draw(step)
+        np.testing.assert_array_equal(draw.left, two.draw(step).left)
+        assert (draw.left == 2).sum() == 2
 
 
 def test_a_step_follows_from_its_number_alone():

@@ -49,7 +49,7 @@ from histoscribe.train.align_embed import (
     embed_expression_of_cells,
     take_some_blocks,
 )
-from histoscribe.train.align_genes import GeneSide, Words, make_gene_side
+from histoscribe.train.align_genes import GeneSide, Words, make_gene_side, pair_genes
 from histoscribe.train.align_loop import AlignedNet, AlignTask, align_net
 from histoscribe.train.align_step import Aligner
 from histoscribe.train.align_text import TextPart, keep_text
@@ -206,7 +206,7 @@ def _data(
     held = np.flatnonzero(is_there & is_held_out).astype(np.int64)
     pairs: list[Pairs] = [pair_rows("image-gene", rows, rows)]
     if len(genes.train):
-        pairs.append(pair_texts("gene-text", genes.text_key, genes.texts, genes.train))
+        pairs.append(pair_genes(genes))
     said = [genes.alias.get(key, key) for key in _said_of_bags(ready)]
     shown = np.array([row for row in np.flatnonzero(~is_held_out) if said[row]], dtype=np.int64)
     if len(shown):

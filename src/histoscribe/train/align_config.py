@@ -50,7 +50,8 @@ class AlignConfig:
             all steps. None: only with a loss that also pushes apart, which overfits; towards
             anchors the steps alone are bound enough.
         image_gene_rows: Regions with their expression that a step draws.
-        gene_text_rows: Profiles with their texts that a step draws.
+        gene_text_rows: Profiles with their texts that a step draws; half of them labelled, half
+            made from marker lists, where there are both.
         image_text_rows: Regions with their texts that a step draws, where there are any.
         few_cells: Each region of a step is also learned by 1 to so many of its cells, drawn by
             chance, so that single cells can be named; 0 leaves that out.

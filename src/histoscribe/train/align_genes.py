@@ -18,7 +18,7 @@ from histoscribe.train.assemble import AssembledBags, SlideData
 from histoscribe.train.draw import mix
 from histoscribe.train.gene_panel import PanelConfig, residual_variance
 from histoscribe.train.gene_standardiser import GeneStandardiser, fit_gene_standardiser, gene_values
-from histoscribe.train.pairs import split_by_donor
+from histoscribe.train.pairs import Pairs, pair_texts, split_by_donor
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +46,12 @@ class GeneSide:
         standardiser: Fitted on regions and on profiles of training donors, by their labels.
         rows: Expression by row.
         n_regions: Rows that are regions, in the order of the bags.
+        n_measured: Rows that are regions or profiles; those after them are of marker lists.
         has_values: Rows with any expression on the table.
         text_key: Key of each row, "" for none; regions have none here.
         texts: All wordings.
         alias: New keys of texts whose key became another's.
-        train: Profiles that are trained on.
+        train: Rows of profiles and marker lists that are trained on.
         held_out: Profiles of donors that are held out.
     """
 
@@ -58,6 +59,7 @@ class GeneSide:
     standardiser: GeneStandardiser
     rows: StackedGenes
     n_regions: int
+    n_measured: int
     has_values: np.ndarray
     text_key: tuple[str, ...]
     texts: Texts
@@ -163,8 +165,7 @@ def make_gene_side(
     keys = [alias.get(key, key) for part in words.profiles for key in _keys_of(part)]
     n_made = len(made)
     has_values = np.concatenate([measured.has_values, np.ones(n_made, dtype=bool)])
-    first_made = len(measured)
-    rows = np.concatenate([n_regions + train, first_made + np.arange(n_made)]).astype(np.int64)
+    rows = np.concatenate([n_regions + train, len(measured) + np.arange(n_made)]).astype(np.int64)
     text_key = ("",) * n_regions + (*keys, *(alias.get(key, key) for key in made_keys))
     rows, held = rows[has_values[rows]], n_regions + held_out
     held = held[has_values[held] & np.array([text_key[row] != "" for row in held], dtype=bool)]
@@ -173,6 +174,7 @@ def make_gene_side(
         standardiser=standardiser,
         rows=stack_genes([MeasuredGenes(measured, standardiser), made]),
         n_regions=n_regions,
+        n_measured=len(measured),
         has_values=has_values,
         text_key=text_key,
         texts=texts,
@@ -180,6 +182,15 @@ def make_gene_side(
         train=rows,
         held_out=held,
     )
+
+
+def pair_genes(side: GeneSide) -> Pairs:
+    """Pairs of genes and texts: in each step half of labelled profiles, half of marker lists.
+
+    Where there is only one of the two, all are of it.
+    """
+    is_made = (side.train >= side.n_measured).astype(np.int64)
+    return pair_texts("gene-text", side.text_key, side.texts, side.train, is_made)
 
 
 def unify_texts(parts: Sequence[Texts]) -> tuple[Texts, dict[str, str]]:

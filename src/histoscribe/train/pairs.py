@@ -8,7 +8,7 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -46,6 +46,8 @@ class Pairs:
         key: Number of what the pair is keyed by.
         first: Where in `choice` the rows of each key begin, and at last its length.
         choice: Rows of the second modality by key; one of its key's is drawn each time.
+        source: Where each pair is from, by any number; None if all are from one source. Steps draw
+            from all sources alike, however many pairs each has.
     """
 
     kind: PairKind
@@ -53,11 +55,14 @@ class Pairs:
     key: Int64[np.ndarray, " pair"]
     first: Int64[np.ndarray, " bound"]
     choice: Int64[np.ndarray, " choice"]
+    source: Int64[np.ndarray, " pair"] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(PairKind):
             raise ConfigError(f"pairs of kind {self.kind!r}; wanted one of {get_args(PairKind)}")
         check_length("keys of pairs", self.key, len(self.left))
+        if self.source is not None:
+            check_length("sources of pairs", self.source, len(self.left))
         if not len(self.left):
             raise DataError(f"there is no {self.kind} pair; give some, or leave the kind out")
         if (np.diff(self.first)[self.key] < 1).any():
@@ -68,7 +73,15 @@ class Pairs:
 
     def take(self, rows: Int64[np.ndarray, " row"] | Bool[np.ndarray, " pair"]) -> "Pairs":
         """These pairs, under the same keys."""
-        return replace(self, left=self.left[rows], key=self.key[rows])
+        source = None if self.source is None else self.source[rows]
+        return replace(self, left=self.left[rows], key=self.key[rows], source=source)
+
+    @cached_property
+    def of_source(self) -> tuple[Int64[np.ndarray, " _"], ...]:
+        """The pairs of each source that has some."""
+        if self.source is None:
+            return (np.arange(len(self), dtype=np.int64),)
+        return tuple(np.flatnonzero(self.source == one) for one in np.unique(self.source))
 
     def cut(self, share: float, seed: int) -> "Pairs":
         """A share of the pairs, drawn by chance, one at least; a smaller share is part of a larger.
@@ -92,7 +105,11 @@ def pair_rows(
 
 
 def pair_texts(
-    kind: PairKind, text_key: Sequence[str], texts: Texts, rows: Int64[np.ndarray, " row"]
+    kind: PairKind,
+    text_key: Sequence[str],
+    texts: Texts,
+    rows: Int64[np.ndarray, " row"],
+    source: Int64[np.ndarray, " row"] | None = None,
 ) -> Pairs:
     """Pairs of rows and their texts; rows without a key have none.
 
@@ -101,6 +118,7 @@ def pair_texts(
         text_key: Key of every row of that modality, "" for none.
         texts: The wordings; one of a key's is drawn each time.
         rows: Rows that take part, as those of the training donors.
+        source: Where each of these is from (see `Pairs`).
 
     Raises:
         DataError: If a key is not among the texts, or no row has one.
@@ -110,16 +128,21 @@ def pair_texts(
     lost = next((name for name in names if name and name not in number_of), None)
     if lost is not None:
         raise DataError(f"text key {lost!r} is not among the {len(number_of)} keys of the texts")
-    kept = rows[np.array([name != "" for name in names], dtype=bool)]
+    is_said = np.array([name != "" for name in names], dtype=bool)
     key = np.array([number_of[str(name)] for name in names if name], dtype=np.int64)
     some = [texts.rows_of_key[one] for one in texts.keys]
     first = np.cumsum([0, *map(len, some)], dtype=np.int64)
-    return Pairs(kind, kept, key, first, np.concatenate([*some, np.zeros(0, dtype=np.int64)]))
+    choice = np.concatenate([*some, np.zeros(0, dtype=np.int64)])
+    if source is not None:
+        source = source[is_said]
+    return Pairs(kind, rows[is_said], key, first, choice, source)
 
 
 @dataclass(frozen=True)
 class PairStream:
     """An endless stream of pairs: epoch after epoch, each in its own order.
+
+    Sources take turns, pair by pair, and each has epochs of its own.
 
     Attributes:
         pairs: What is drawn from.
@@ -137,11 +160,14 @@ class PairStream:
 
     def draw(self, step: int) -> PairDraw:
         """The pairs of a step, the first being 0."""
-        n, seed = len(self.pairs), mix(self.seed, _number(self.pairs.kind))
-        epoch, place = np.divmod(step * self.n_drawn + np.arange(self.n_drawn, dtype=np.int64), n)
+        seed, of_source = mix(self.seed, _number(self.pairs.kind)), self.pairs.of_source
+        turn, source = np.divmod(
+            step * self.n_drawn + np.arange(self.n_drawn, dtype=np.int64), len(of_source)
+        )
         rows = np.empty(self.n_drawn, dtype=np.int64)
-        for number in range(int(epoch[0]), int(epoch[-1]) + 1):
-            rows[epoch == number] = _order(n, seed, number)[place[epoch == number]]
+        for number, own in enumerate(of_source):
+            mine = source == number
+            rows[mine] = own[_shuffled(turn[mine], len(own), mix(seed, number))]
         key = self.pairs.key[rows]
         chance = np.random.default_rng(mix(seed, step, 7)).random(self.n_drawn)
         first = self.pairs.first[key]
@@ -187,6 +213,15 @@ def split_by_donor(
     held_out = {donors[number] for number in order[:n_held_out]}
     is_held_out = np.array([donor in held_out for donor in donor_id])
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+
+
+def _shuffled(turn: Int64[np.ndarray, " pair"], n: int, seed: int) -> Int64[np.ndarray, " pair"]:
+    """Which of n comes at each turn: each once an epoch."""
+    epoch, place = np.divmod(turn, n)
+    rows = np.empty(len(turn), dtype=np.int64)
+    for number in np.unique(epoch).tolist():
+        rows[epoch == number] = _order(n, seed, number)[place[epoch == number]]
+    return rows
 
 
 @lru_cache(maxsize=8)
