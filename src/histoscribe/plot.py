@@ -75,6 +75,19 @@ class SurvivalCurve:
         return int((self.followed_days >= days).sum())
 
 
+@dataclass(frozen=True, eq=False)
+class Tissue:
+    """A piece of a slide.
+
+    Attributes:
+        box: Where it is, µm.
+        image: Its pixels, at any resolution.
+    """
+
+    box: Box
+    image: UInt8[np.ndarray, "y x 3"]
+
+
 def draw_tissue(
     image: UInt8[np.ndarray, "y x 3"],
     box: Box,
@@ -162,20 +175,20 @@ def draw_label_map(
     names: list[str],
     xy_um: Float[np.ndarray, "unit 2"],
     radius_um: float,
-    box: Box,
+    tissue: Tissue,
     title: str = "",
 ) -> Figure:
-    """Each unit in the colour of its label, with the counts beside the names.
+    """The tissue, and each unit in the colour of its label, with the counts beside the names.
 
     Args:
         labels: One a unit; "" is not drawn.
         names: The labels in the order of the legend; "unsure" is grey.
         xy_um: Centres of the units, slide frame.
         radius_um: Radius they are drawn with, true to scale.
-        box: What the map shows.
+        tissue: What the map shows.
         title: A line above.
     """
-    figure, axes = _open_map(box)
+    figure, axes = _open_map(tissue, title)
     colours = iter(np.tile(LABELS, 1 + len(names) // len(LABELS)))
     for name in names:
         rows = [row for row, label in enumerate(labels) if label == name]
@@ -185,7 +198,7 @@ def draw_label_map(
             axes.add_collection(_discs(xy_um[rows], radius_um, axes, **style))
         axes.plot([], [], "o", color=colour, label=f"{name} ({len(rows):,})")
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=7, frameon=False)
-    _finish(axes, box, title)
+    _finish(axes, tissue.box, "")
     return figure
 
 
@@ -193,17 +206,20 @@ def draw_heat_map(
     score: Float[np.ndarray, " unit"],
     xy_um: Float[np.ndarray, "unit 2"],
     radius_um: float,
-    box: Box,
+    tissue: Tissue,
     title: str = "",
     unit: str = "",
 ) -> Figure:
-    """Each unit in the colour of its score, from the 1st to the 99th percentile; NaN not drawn."""
-    figure, axes = _open_map(box)
+    """The tissue, and each unit in the colour of its score, cut at the 1st and 99th percentile.
+
+    A unit whose score is NaN is not drawn.
+    """
+    figure, axes = _open_map(tissue, title)
     discs = _discs(xy_um, radius_um, axes, cmap=COLOURS, norm=_scale_of(score), linewidths=0)
     discs.set_array(np.ma.masked_invalid(score))
     axes.add_collection(discs)
     figure.colorbar(discs, ax=axes, label=unit, shrink=0.7)
-    _finish(axes, box, title)
+    _finish(axes, tissue.box, "")
     return figure
 
 
@@ -284,12 +300,14 @@ def scale_bar_um(width_um: float) -> float:
     return float(max(step * power for step in (1, 2, 5) if step * power <= wanted * (1 + 1e-9)))
 
 
-def _open_map(box: Box) -> tuple[Figure, Axes]:
-    """An empty map of a box, on grey, with room for a legend at its right."""
-    shape = box.height_um / box.width_um
-    width = min(5.0, 7.0 / shape)
-    figure = Figure(figsize=(width + 1.9, width * shape + 0.4), layout="constrained")
-    axes = figure.add_subplot()
+def _open_map(tissue: Tissue, title: str) -> tuple[Figure, Axes]:
+    """The tissue, and beside it an empty map on grey with room for a legend at its right."""
+    shape = tissue.box.height_um / tissue.box.width_um
+    width = min(4.2, 6.0 / shape)
+    figure = Figure(figsize=(2 * width + 2.1, width * shape + 0.4), layout="constrained")
+    left, axes = figure.subplots(1, 2)
+    left.imshow(tissue.image, extent=_extent(tissue.box), interpolation="antialiased")
+    _finish(left, tissue.box, title)
     axes.set_facecolor("#eeeeee")
     return figure, axes
 

@@ -170,6 +170,22 @@ def test_a_test_slide_is_not_looked_at(
     assert bytes_of(again, tmp_path / "a") == bytes_of(aligned, tmp_path / "b")
 
 
+def test_towards_anchors_all_is_learned_from_and_else_something_is_left_aside(
+    aligned, slides, split, panel, words, text, quick, small
+):
+    (net,) = aligned.report
+    assert (net["held_out"], net["best_score"], net["best_step"]) == ([], None, 8)
+    assert "score" not in net["history"][0]
+    settings = {"fit": quick, "model_settings": small}
+    for config in (LEARNED, replace(QUICK, stops_early=True)):
+        made = fit_align(slides, split, panel, words, text, config=config, **settings)
+        (net,) = made.report
+        assert len(net["held_out"]) == 1 and set(net["held_out"]) < set(split.train)
+        assert net["best_score"] == max(look["score"] for look in net["history"])
+        assert {"image-gene", "gene-text"} < set(net["history"][0])
+    assert replace(LEARNED, stops_early=False).has_held_out is False
+
+
 @pytest.mark.parametrize("state", ["unlocked", "lora"])
 def test_a_text_tower_that_learns_is_kept(
     state, slides, split, panel, words, text, quick, small, tmp_path

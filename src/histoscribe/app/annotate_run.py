@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from histoscribe.annotate.label import PhenotypeName, annotate, name_phenotypes
 from histoscribe.annotate.queries import WordClass
@@ -26,7 +27,7 @@ from histoscribe.data.store import write_annotation
 from histoscribe.data.texts import ONTOLOGY_ID, read_terms
 from histoscribe.errors import ConfigError, DataError
 from histoscribe.evaluate.class_map import read_class_map
-from histoscribe.plot import draw_label_map, to_png
+from histoscribe.plot import Tissue, draw_label_map, to_png
 from histoscribe.readers.cell_ontology import installed_cell_ontology, read_ontology
 from histoscribe.slides.open import open_slide
 from histoscribe.slides.pyramid import PyramidSlide
@@ -36,6 +37,10 @@ from histoscribe.types import Box
 MODEL = "histoscribe.train.align_checkpoint:AlignCheckpoint"
 CELL_RADIUS_UM = 4.0
 """Cells are drawn as discs of about a nucleus."""
+MARGIN = 0.08
+"""Of a map, in its longer side."""
+MAP_PX = 900
+"""Pixels of the longer side of the tissue beside a map."""
 TRANSDUCTIVE = (
     "Calibrated on the very units that are shown: a label depends on what else is in the sample."
 )
@@ -207,9 +212,8 @@ def picture_labels(study: Study, one: Annotated) -> Picture:
     image = image_of(study, study.find(one.sample))
     names = [*said.terms, UNSURE]
     radius_um = CELL_RADIUS_UM if said.kind == "cell" else said.radius_um
-    figure = draw_label_map(
-        list(said.label), names, said.xy_um, radius_um, box_of(image), one.sample
-    )
+    tissue = tissue_of(image, said.xy_um, radius_um)
+    figure = draw_label_map(list(said.label), names, said.xy_um, radius_um, tissue, one.sample)
     what = "nuclei" if said.kind == "cell" else "regions"
     return Picture(f"Labels of {len(said):,} {what}; grey: no term fits clearly.", to_png(figure))
 
@@ -219,9 +223,15 @@ def image_of(study: Study, sample: Sample) -> PyramidSlide:
     return open_slide(study.path_of(sample.slide), mpp=sample.mpp, slide_id=sample.sample)
 
 
-def box_of(image: PyramidSlide) -> Box:
-    """All of it."""
-    return Box(0.0, 0.0, image.size_px[0] * image.mpp[0], image.size_px[1] * image.mpp[1])
+def tissue_of(image: PyramidSlide, xy_um: Float[np.ndarray, "unit 2"], radius_um: float) -> Tissue:
+    """The part of a slide that some units lie in, with a margin."""
+    size_um = np.array(image.size_px) * np.array(image.mpp)
+    low, high = xy_um.min(axis=0) - radius_um, xy_um.max(axis=0) + radius_um
+    margin_um = MARGIN * (high - low).max()
+    low, high = np.clip(low - margin_um, 0, size_um), np.clip(high + margin_um, 0, size_um)
+    box = Box(*low.tolist(), *(high - low).tolist())
+    mpp = max(*image.mpp, (high - low).max() / MAP_PX)
+    return Tissue(box, image.read(box, mpp))
 
 
 def describe(said: Annotation) -> str:

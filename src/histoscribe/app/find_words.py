@@ -12,9 +12,9 @@ from histoscribe.annotate.word_model import WordModel
 from histoscribe.app.annotate_run import (
     CELL_RADIUS_UM,
     Asked,
-    box_of,
     image_of,
     load_places,
+    tissue_of,
 )
 from histoscribe.app.console import Voice
 from histoscribe.app.study import Study, write_text
@@ -62,7 +62,7 @@ def search_study(
             finding.standard,
             units.xy_um,
             radius_um,
-            box_of(image_of(study, sample)),
+            tissue_of(image_of(study, sample), units.xy_um, radius_um),
             f"{sample.sample}: {wanted.name}",
             f"standard deviations above the mean ({finding.calibration.source})",
         )
