@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from histoscribe.app.align_run import name_like, split_labelled
-from histoscribe.data.genes import GenePanel
+from histoscribe.app.align_run import split_labelled
 from histoscribe.data.store import read_annotation, read_profiles
 from histoscribe.data.toy import RATES, SYMBOLS
 
@@ -101,20 +100,3 @@ def test_a_column_is_told_from_a_path(tmp_path):
     assert split_labelled(str(path)) == (path, None)
     assert split_labelled("x/cells.h5ad:cell_type")[1] == "cell_type"
     assert split_labelled("cells.h5ad")[1] is None
-
-
-def test_genes_are_named_as_the_study_names_them(fitted, call, labelled):
-    profiles = read_labelled(labelled)
-    by_id = GenePanel(("ENSG00000000001", "ENSG00000000002"), ("ALPHA1", "ALPHA2"), "ensembl")
-    renamed = name_like(profiles, by_id)
-    assert renamed.genes.ids[:2] == by_id.ids
-    assert renamed.genes.namespace == "ensembl"
-    by_symbol = name_like(renamed, profiles.genes)
-    assert by_symbol.genes.ids == profiles.genes.ids
-
-
-def read_labelled(path):
-    from histoscribe.readers.cell_groups import LabelledCellsConfig
-    from histoscribe.readers.labelled_cells import read_labelled_cells
-
-    return read_labelled_cells(path, LabelledCellsConfig(min_genes=1, label="kind")).profiles

@@ -10,6 +10,7 @@ from histoscribe.readers.marker_lists import (
     MarkerSet,
     pseudo_profiles,
     read_marker_sets,
+    rename_markers,
 )
 
 PANEL = GenePanel(
@@ -76,6 +77,30 @@ def test_a_pseudo_profile_has_its_weights_on_its_markers_and_the_mean_elsewhere(
     assert made.profile_id == ("B_cell", "T cell")
     assert made.text_key == ("b cell", "t cell")
     assert made.text == ("B cell", "T cell")
+
+
+CD19, CD79A = "ENSG00000177455", "ENSG00000105369"
+
+
+@pytest.mark.parametrize(
+    ("ids", "namespace", "genes", "wanted"),
+    [
+        ((CD19, CD79A), "ensembl", ("CD19", "CD79A"), (CD19, CD79A)),
+        (("CD19", "CD79A"), "symbol", (CD19, f"{CD79A}.9"), ("CD19", "CD79A")),
+        ((CD19,), "ensembl", (f"{CD19}.4", "CD79A", "NOGENE"), (CD19, "CD79A", "NOGENE")),
+        (("Cd19",), "symbol", ("Cd19", "CD79A"), ("Cd19", "CD79A")),
+    ],
+)
+def test_markers_are_named_as_what_they_meet(ids, namespace, genes, wanted):
+    weights = tuple(1.0 + row for row in range(len(genes)))
+    (made,) = rename_markers([MarkerSet("B", genes, weights)], ids, namespace)
+    assert made == MarkerSet("B", wanted, weights)
+
+
+def test_a_marker_of_two_names_counts_once():
+    both = MarkerSet("B", ("CD19", CD19, "CD79A"), (2.0, 3.0, 4.0))
+    (made,) = rename_markers([both], (CD19,), "ensembl")
+    assert made == MarkerSet("B", (CD19, "CD79A"), (2.0, 4.0))
 
 
 def test_markers_that_do_not_count_are_missing():

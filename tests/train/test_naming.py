@@ -9,10 +9,17 @@ from tests.train.test_transfer import SOURCE, TARGET
 
 from histoscribe.data.gene_names import human_genes, rename_panel
 from histoscribe.data.genes import GenePanel
+from histoscribe.data.profiles import Profiles
+from histoscribe.data.provenance import Provenance
 from histoscribe.errors import MismatchError
 from histoscribe.evaluate.benchmark import ScoreConfig, benchmark
 from histoscribe.evaluate.bootstrap import BootstrapConfig
 from histoscribe.predict import predict_regions
+from histoscribe.readers.marker_lists import MarkerSet
+from histoscribe.train.align import TextSource, fit_align
+from histoscribe.train.align_config import AlignConfig
+from histoscribe.train.align_genes import Words, name_words
+from histoscribe.train.align_text import find_text_tower
 from histoscribe.train.fit import fit
 from histoscribe.train.gene_panel import PanelConfig, choose_panel
 from histoscribe.train.naming import name_alike
@@ -104,6 +111,71 @@ def test_a_fit_takes_slides_of_both_namespaces(by_symbol, by_id, split, quick, s
     unnamed = [by_symbol[0], by_id[1], by_symbol[2], by_id[3]]
     assert same(fit(unnamed, split, panel, config=quick, model_settings=small), wanted)
     assert same(fit(mixed, split, panel, config=quick, model_settings=small), wanted)
+
+
+def words_by(namespace, genes):
+    """Ten profiles of two kinds and a marker list of one, by the names of the namespace."""
+    rng = np.random.default_rng(2)
+    panel = rename_panel(genes, namespace)
+    kind = tuple(("alpha cell", "beta cell")[row % 2] for row in range(10))
+    profiles = Profiles(
+        profile_id=tuple(f"p{row}" for row in range(10)),
+        expression=csr_array(rng.poisson(3, (10, len(panel))).astype(np.float32)),
+        expression_unit="counts",
+        genes=panel,
+        gene_observed=np.ones(len(panel), dtype=bool),
+        provenance=Provenance("test"),
+        text=kind,
+        text_key=kind,
+    )
+    return Words((profiles,), (MarkerSet("beta cell", panel.ids[4:6], (1.0, 2.0)),))
+
+
+@pytest.mark.parametrize("namespace", ["symbol", "ensembl"])
+def test_words_meet_slides_of_the_other_namespace(
+    namespace, by_symbol, by_id, split, quick, small, tiny_bert
+):
+    """Both directions; the space is that of words in the slides' own names, bit for bit."""
+    slides, other = (by_symbol, "ensembl") if namespace == "symbol" else (by_id, "symbol")
+    genes = slides[0].regions.genes
+    # the study's own symbols, if it has some, are not what they meet by
+    bare = replace(genes, symbols=genes.ids)
+    slides = [replace(one, regions=replace(one.regions, genes=bare)) for one in slides]
+    alike, strange = (words_by(name, genes) for name in (namespace, other))
+    told = []
+    named = name_words(strange, [one.regions for one in slides[:3]], told.append)
+    assert [line.split(" genes")[0] for line in told] == [f"{len(genes)} of {len(genes)}"]
+    assert named.profiles[0].genes.ids == alike.profiles[0].genes.ids
+    assert named.markers == alike.markers
+    same_words = name_words(alike, [slides[0].regions], told.append)
+    assert same_words.profiles[0] is alike.profiles[0]
+    assert same_words.markers == alike.markers
+    assert len(told) == 1
+    text = TextSource(find_text_tower(str(tiny_bert)), str(tiny_bert))
+    align = AlignConfig(n_nets=1, n_steps=3, image_gene_rows=23, embedding_width=8)
+    settings = {"config": align, "fit": quick, "model_settings": small}
+    wanted, got = (
+        fit_align(slides, split, choose(slides[:3]), one, text, **settings)
+        for one in (alike, strange)
+    )
+    assert got.table.ids == wanted.table.ids
+    assert got.standardiser.platforms == ("", "toy")
+    for name, weights in wanted.nets[0].items():
+        np.testing.assert_array_equal(got.nets[0][name], weights)
+
+
+def test_words_of_a_mouse_meet_no_man(by_symbol):
+    words = words_by("symbol", by_symbol[0].regions.genes)
+    mouse = with_mouse_genes(by_symbol[0]).regions
+    assert name_words(Words((), words.markers), [mouse]).markers == words.markers
+    of_mouse = replace(
+        words.profiles[0],
+        genes=MOUSE,
+        expression=csr_array(np.ones((10, 2), np.float32)),
+        gene_observed=np.ones(2, dtype=bool),
+    )
+    with pytest.raises(MismatchError, match="human"):
+        name_words(Words((of_mouse,)), [by_symbol[0].regions])
 
 
 def test_genes_without_a_pair_are_masked_and_count_in_the_library(slides, by_id):

@@ -12,11 +12,9 @@ from typing import Any
 
 from histoscribe.app.config import RunConfig, values_of
 from histoscribe.app.console import Voice
-from histoscribe.app.runs import load_sides
+from histoscribe.app.runs import load_sides, name_sides
 from histoscribe.app.study import Study, read_json, write_json, write_text
 from histoscribe.data.atomic import hash_file, hash_folder
-from histoscribe.data.genes import GenePanel
-from histoscribe.data.profiles import Profiles
 from histoscribe.data.store import write_profiles
 from histoscribe.errors import ConfigError, DataError
 from histoscribe.readers.image_text import ImageTexts, read_image_texts
@@ -25,7 +23,7 @@ from histoscribe.readers.marker_lists import read_marker_sets
 from histoscribe.readers.text_table import read_texts
 from histoscribe.train.align import TextSource, fit_align
 from histoscribe.train.align_checkpoint import AlignCheckpoint
-from histoscribe.train.align_genes import Words
+from histoscribe.train.align_genes import Words, name_words
 from histoscribe.train.align_text import find_text_tower
 from histoscribe.train.assemble import SlideData
 from histoscribe.train.checkpoint import Checkpoint
@@ -114,12 +112,13 @@ def fit_words_run(
         record["from"] = source.model_id
     _make_room(folder, record, is_replacing=is_replacing)
     check_device(replace(config.fit, device=config.align.device))
-    sides = load_sides(study, config.split)
+    sides = name_sides(load_sides(study, config.split), source and source.panel, voice)
     training = [slide.regions for slide in sides.of(sides.split.train)]
     panel = choose_panel(training, config.panel)
     if source is not None:
         check_unseen(source, sides.slides, sides.split)
-    words, images = read_words_of(files, config, training[0].genes, voice)
+    words, images = read_words_of(files, config, voice)
+    words = name_words(words, training, voice.say)
     slides = sides.slides if images is None else attach_texts(images, sides.slides)
     text = TextSource(find_text_tower(files.text_tower), files.text_tower)
     write_json(folder / "run.json", record)
@@ -155,16 +154,16 @@ def fit_words_run(
 
 
 def read_words_of(
-    files: WordFiles, config: RunConfig, genes: GenePanel, voice: Voice
+    files: WordFiles, config: RunConfig, voice: Voice
 ) -> tuple[Words, ImageTexts | None]:
-    """Everything that is said, genes named as the study names them."""
+    """Everything that is said, genes named as in the files."""
     profiles = []
     for one in files.labelled:
         path, column = split_labelled(one)
         settings = config.labelled if column is None else replace(config.labelled, label=column)
         read = read_labelled_cells(path, settings)
         voice.say(f"{path.name}: {read.report.describe()}")
-        profiles.append((name_like(read.profiles, genes), read.texts))
+        profiles.append((read.profiles, read.texts))
     markers = tuple(one for path in files.markers for one in read_marker_sets(path))
     if markers:
         voice.say(f"{len(markers)} marker lists")
@@ -173,33 +172,6 @@ def read_words_of(
     texts += [] if images is None else [images.texts]
     texts += [] if files.texts is None else [read_texts(files.texts)]
     return Words(tuple(own for own, _ in profiles), markers, tuple(texts)), images
-
-
-def name_like(profiles: Profiles, genes: GenePanel) -> Profiles:
-    """Profiles with genes named as in a panel, by the symbols that either side knows.
-
-    Genes without a namesake keep their name and meet nothing.
-
-    Raises:
-        DataError: If no gene has a namesake.
-    """
-    if profiles.genes.namespace == genes.namespace:
-        return profiles
-    if genes.namespace == "symbol":
-        names = [symbol or gene for gene, symbol in _named(profiles.genes)]
-    else:
-        first: dict[str, set[str]] = {}
-        for gene, symbol in _named(genes):
-            first.setdefault(symbol, set()).add(gene)
-        id_of = {symbol: next(iter(ids)) for symbol, ids in first.items() if len(ids) == 1}
-        names = [id_of.get(gene, gene) for gene in profiles.genes.ids]
-    if not set(names) & set(genes.ids):
-        raise DataError(
-            f"profiles name genes by {profiles.genes.namespace} (e.g. "
-            f"{', '.join(profiles.genes.ids[:3])}), the study by {genes.namespace}, and no symbol "
-            "is common to both; give expression with both names"
-        )
-    return profiles.rename(names, genes.namespace)
 
 
 def attach_texts(images: ImageTexts, slides: Sequence[SlideData]) -> list[SlideData]:
@@ -227,10 +199,6 @@ def history_of(checkpoint: AlignCheckpoint) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return stream.getvalue()
-
-
-def _named(genes: GenePanel) -> list[tuple[str, str]]:
-    return list(zip(genes.ids, genes.symbols, strict=True))
 
 
 def _make_room(folder: Path, record: dict[str, Any], *, is_replacing: bool) -> None:

@@ -13,6 +13,7 @@ from histoscribe.app.doctor_patients import slides_below
 from histoscribe.app.study import check_name, write_text
 from histoscribe.errors import ConfigError, DataError
 from histoscribe.readers.bulk.expression import (
+    PLATFORM,
     BulkExpression,
     BulkReport,
     is_ours,
@@ -23,7 +24,6 @@ from histoscribe.readers.bulk.gdc import read_gdc_star
 from histoscribe.readers.bulk.matrix import read_bulk_matrix
 from histoscribe.readers.bulk.slides import SlideMatch, match_slides
 from histoscribe.readers.bulk.units import BulkUnit, LogState
-from histoscribe.readers.bulk.whole_sample import PLATFORM
 from histoscribe.readers.manifest import write_manifest
 from histoscribe.readers.tcga_barcode import check_sample_types, check_slide_types
 

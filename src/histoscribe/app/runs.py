@@ -122,7 +122,7 @@ def fit_run(
             "new run another --run."
         )
     check_device(config.fit)
-    sides = _name_alike(load_sides(study, config.split), source and source.panel, voice)
+    sides = name_sides(load_sides(study, config.split), source and source.panel, voice)
     training = [slide.regions for slide in sides.of(sides.split.train)]
     panel = choose_panel(training, config.panel)
     ceiling = _ceiling_of(training, panel, config)
@@ -177,7 +177,7 @@ def _begin_run(folder: Path, record: dict[str, Any], is_other: bool) -> None:
     write_json(folder / "run.json", record)
 
 
-def _name_alike(sides: Sides, panel: GenePanel | None, voice: Voice) -> Sides:
+def name_sides(sides: Sides, panel: GenePanel | None, voice: Voice) -> Sides:
     """The sides with genes named as in a panel; without one, as the training side has it alone."""
     if panel is None:
         training = name_alike(sides.of(sides.split.train))

@@ -20,6 +20,7 @@ from jaxtyping import Int64
 from scipy.sparse import csr_array
 
 from histoscribe.data.genes import VERSIONED, GenePanel, Namespace
+from histoscribe.data.profiles import Profiles
 from histoscribe.data.regions import Regions
 from histoscribe.errors import MismatchError
 
@@ -198,6 +199,18 @@ def rename_genes(regions: Regions, namespace: Namespace) -> Regions:
         if is_log:
             expression.data = np.log1p(expression.data)
     return replace(regions, genes=genes, gene_observed=is_observed, expression=expression)
+
+
+def rename_profiles(profiles: Profiles, namespace: Namespace) -> Profiles:
+    """The same profiles with genes named in another namespace; as `Profiles.rename` has it.
+
+    Raises:
+        MismatchError: If the genes are not human, or none is known.
+    """
+    if profiles.genes.namespace == namespace:
+        return profiles
+    names = map_names(profiles.genes.ids, namespace)
+    return profiles.rename([names.name_of(gene) for gene in profiles.genes.ids], namespace)
 
 
 def _without_version(name: str) -> str:

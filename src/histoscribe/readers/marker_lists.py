@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from histoscribe.data.checks import check_array
-from histoscribe.data.genes import VERSIONED, GenePanel
+from histoscribe.data.gene_names import human_genes
+from histoscribe.data.genes import VERSIONED, GenePanel, Namespace
 from histoscribe.data.texts import key_of
 from histoscribe.errors import ConfigError, DataError, MismatchError
 from histoscribe.readers.packed import open_text
@@ -128,6 +129,39 @@ def read_marker_sets(path: Path) -> tuple[MarkerSet, ...]:
     if not sets:
         raise DataError(f"{path}: no marker set; wanted at least one")
     return sets
+
+
+def rename_markers(
+    sets: Sequence[MarkerSet], ids: Collection[str], namespace: Namespace
+) -> tuple[MarkerSet, ...]:
+    """The sets with genes named as those that they are to meet, by the table of human genes.
+
+    A gene that is there by its own name, or not by the table's either, keeps it; of several names
+    of one gene in a set the first counts.
+
+    Args:
+        sets: Markers by Ensembl id or symbol, also mixed.
+        ids: Names of the genes that are there.
+        namespace: What kind of names these are.
+    """
+    table = human_genes()
+    other = table.id_of if namespace == "ensembl" else table.symbol_of
+    there = frozenset(ids)
+
+    def name_of(gene: str) -> str:
+        bare = _bare(gene)
+        if bare in there:
+            return bare
+        new = other.get(bare)
+        return gene if new is None or new not in there else new
+
+    renamed = []
+    for one in sets:
+        weights: dict[str, float] = {}
+        for gene, weight in zip(one.genes, one.weights, strict=True):
+            weights.setdefault(name_of(gene), weight)
+        renamed.append(MarkerSet(one.term, tuple(weights), tuple(weights.values())))
+    return tuple(renamed)
 
 
 def pseudo_profiles(

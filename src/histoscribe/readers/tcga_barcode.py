@@ -118,6 +118,16 @@ def find_barcode(name: str) -> Barcode | None:
     return barcode
 
 
+def patient_of(name: str) -> str:
+    """Whose a sample of that name is: the case of its TCGA barcode, else the name itself.
+
+    Raises:
+        DataError: Its sample type is not known.
+    """
+    barcode = find_barcode(name)
+    return name if barcode is None else barcode.case
+
+
 def check_sample_types(chosen: Sequence[str]) -> None:
     """Refuse sample types that are none, or that must not be in one table.
 

@@ -49,7 +49,7 @@ from histoscribe.train.align_embed import (
     embed_expression_of_cells,
     take_some_blocks,
 )
-from histoscribe.train.align_genes import GeneSide, Words, make_gene_side, pair_genes
+from histoscribe.train.align_genes import GeneSide, Words, make_gene_side, name_words, pair_genes
 from histoscribe.train.align_loop import AlignedNet, AlignTask, align_net
 from histoscribe.train.align_step import Aligner
 from histoscribe.train.align_text import TextPart, keep_text
@@ -109,7 +109,7 @@ def fit_align(  # noqa: PLR0913 - the data; then, by name, one setting of each p
         split: Which slides to train on.
         panel: Genes whose expression is predicted, chosen from the training slides; the first of
             the table of genes.
-        words: Labelled profiles, marker lists and texts; genes named as in the panel.
+        words: Labelled profiles, marker lists and texts; genes by Ensembl id or symbol.
         text: The text tower, frozen; it is not changed.
         config: How to align.
         fit: How what stands beside the nets is fitted, and the target of the regression; its
@@ -134,7 +134,8 @@ def fit_align(  # noqa: PLR0913 - the data; then, by name, one setting of each p
     ready = make_ready(
         slides, split, panel, config=fit, bags=bags, model_settings=model_settings, start=start
     )
-    genes = make_gene_side(ready.assembled, panel, words, config)
+    words = name_words(words, [slide.regions for slide in ready.assembled.slides])
+    genes = make_gene_side(ready.assembled, ready.panel, words, config)
     settings = _settings(ready, fit, genes, text.tower, config)
     provenance = _provenance(ready, fit, (words, text.tower, config))
     lora = LoraSettings() if start is None else start.config.lora

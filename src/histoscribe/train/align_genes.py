@@ -1,17 +1,24 @@
 """The table of genes of an alignment, its expression by row, and the texts of its profiles."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
+from histoscribe.data.gene_names import map_names, rename_profiles
 from histoscribe.data.genes import GenePanel
 from histoscribe.data.profiles import Profiles
 from histoscribe.data.regions import Regions
 from histoscribe.data.texts import Texts, key_of, texts_of
 from histoscribe.errors import DataError
-from histoscribe.readers.marker_lists import AugmentConfig, MarkerSet, pseudo_profiles
+from histoscribe.readers.marker_lists import (
+    AugmentConfig,
+    MarkerSet,
+    pseudo_profiles,
+    rename_markers,
+)
 from histoscribe.train.align_config import AlignConfig
 from histoscribe.train.align_data import MadeGenes, MeasuredGenes, StackedGenes, stack_genes
 from histoscribe.train.assemble import AssembledBags, SlideData
@@ -20,10 +27,12 @@ from histoscribe.train.gene_panel import PanelConfig, residual_variance
 from histoscribe.train.gene_standardiser import GeneStandardiser, fit_gene_standardiser, gene_values
 from histoscribe.train.pairs import Pairs, pair_texts, split_by_donor
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, eq=False)
 class Words:
-    """What is said, and of what expression. Genes are named as the slides' are.
+    """What is said, and of what expression. Genes may be named by id or symbol, see `name_words`.
 
     Attributes:
         profiles: Labelled profiles.
@@ -66,6 +75,33 @@ class GeneSide:
     alias: Mapping[str, str]
     train: Int64[np.ndarray, " train"]
     held_out: Int64[np.ndarray, " held_out"]
+
+
+def name_words(
+    words: Words, regions: Sequence[Regions], tell: Callable[[str], object] = log.info
+) -> Words:
+    """The words with genes named as those of the regions, which are named alike.
+
+    Args:
+        words: Genes by Ensembl id or symbol, each source in its own way.
+        regions: Of training.
+        tell: Told in one sentence how many genes were matched of profiles that had to be renamed.
+
+    Raises:
+        MismatchError: If genes that would have to be renamed are not human, or none is known.
+    """
+    panels = [one.genes for one in regions if len(one.genes)]
+    if not panels:
+        return words
+    namespace = panels[0].namespace
+    for genes in (one.genes for one in words.profiles if one.genes.namespace != namespace):
+        tell(str(map_names(genes.ids, namespace)))
+    ids = {gene for genes in panels for gene in genes.ids}
+    return replace(
+        words,
+        profiles=tuple(rename_profiles(one, namespace) for one in words.profiles),
+        markers=rename_markers(words.markers, ids, namespace),
+    )
 
 
 def choose_table(

@@ -17,7 +17,7 @@ from jaxtyping import Float, Float16, Int64
 
 from histoscribe.data.atomic import FULL
 from histoscribe.data.checks import check_array
-from histoscribe.data.mapped import release
+from histoscribe.data.mapped import release, reserve
 from histoscribe.errors import DataError, MissingExtra
 
 ALIGNMENT = 64  # bytes; where the numbers begin
@@ -102,10 +102,7 @@ def _reserve(path: Path, shape: tuple[int, int]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with path.open("wb") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, n_bytes)
-            else:
-                file.truncate(n_bytes)
+            reserve(file, n_bytes)
             file.write(header)
     except OSError as error:
         path.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from histoscribe.errors import DataError
+from histoscribe.readers.bulk.expression import PLATFORM
 from histoscribe.readers.bulk.matrix import read_bulk_matrix, read_matrix
 
 N_GENES = 61
@@ -56,6 +57,17 @@ def test_aliquots_are_averaged_after_the_log_is_undone(tmp_path):
     expression, _ = read_bulk_matrix(write(tmp_path / "table.csv", np.log2(tpm + 1)))
     wanted = tpm[2:, :2].mean(axis=1)
     np.testing.assert_allclose(expression.values[0, 1:], wanted, rtol=1e-4, atol=1e-2)
+
+
+def test_profiles_say_whose_they_are_and_meet_the_regions_of_whole_samples(tmp_path):
+    path = write(tmp_path / "counts.tsv", counts())
+    read, _ = read_bulk_matrix(path)
+    profiles = read.to_profiles()
+    assert profiles.donor_id == profiles.profile_id == read.profile_id
+    assert set(profiles.platform) == {PLATFORM} == {"bulk"}
+    aliquots = read_matrix(path).samples.to_profiles()
+    assert aliquots.profile_id[0] != aliquots.donor_id[0] == "TCGA-38-6178"
+    assert set(aliquots.donor_id) >= set(read.profile_id)
 
 
 def test_missing_is_masked_in_its_profile_only(tmp_path):

@@ -24,10 +24,13 @@ from histoscribe.data.provenance import Provenance
 from histoscribe.errors import DataError
 from histoscribe.readers.bulk.units import BulkUnit, LogState
 from histoscribe.readers.tables import UNREADABLE, must_exist, unreadable
+from histoscribe.readers.tcga_barcode import patient_of
 
 KEY = b"histoscribe"
 FORMAT = 1
 GENE_COLUMNS = ("gene_id", "symbol")
+PLATFORM = "bulk"
+"""What measured whole samples, whatever the machine: genes are standardised by it."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,10 @@ class BulkExpression:
         return replace(self, **names, values=self.values[rows])
 
     def to_profiles(self) -> Profiles:
-        """As profiles, whose mask is one for all: a gene that any profile lacks is not observed."""
+        """As profiles, whose mask is one for all: a gene that any profile lacks is not observed.
+
+        Platform and donor are those that regions of whole samples and their splits have.
+        """
         is_observed = np.asarray((~np.isnan(self.values)).all(axis=0))
         return Profiles(
             profile_id=self.profile_id,
@@ -82,6 +88,8 @@ class BulkExpression:
             genes=self.genes,
             gene_observed=is_observed,
             provenance=self.provenance,
+            platform=(PLATFORM,) * len(self),
+            donor_id=tuple(patient_of(name) for name in self.profile_id),
         )
 
 

@@ -17,7 +17,7 @@ from histoscribe.readers.bulk.genes import TidyGenes, tidy_genes
 from histoscribe.readers.bulk.table import read_gene_table
 from histoscribe.readers.bulk.units import BulkUnit, LogState, Scale, find_scale, to_linear
 from histoscribe.readers.tables import must_exist
-from histoscribe.readers.tcga_barcode import find_barcode
+from histoscribe.readers.tcga_barcode import find_barcode, patient_of
 
 
 class Matrix(NamedTuple):
@@ -132,7 +132,5 @@ def _read(file: Stamped, unit: BulkUnit | None, log: LogState | None) -> Matrix:
             {"expression": hash_file(path)},
         ),
     )
-    patients = tuple(
-        one.case if one else name for one, name in zip(barcodes, table.profile, strict=True)
-    )
+    patients = tuple(patient_of(name) for name in table.profile)
     return Matrix(samples, patients, scale, tidy, table.is_gene_in_row)

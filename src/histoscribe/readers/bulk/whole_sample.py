@@ -12,12 +12,16 @@ from histoscribe.data.provenance import Provenance
 from histoscribe.data.regions import Regions
 from histoscribe.data.slide import Slide
 from histoscribe.errors import DataError
-from histoscribe.readers.bulk.expression import BulkExpression, is_ours, read_expression, tell
+from histoscribe.readers.bulk.expression import (
+    PLATFORM,
+    BulkExpression,
+    is_ours,
+    read_expression,
+    tell,
+)
 from histoscribe.readers.bulk.matrix import read_matrix
 from histoscribe.readers.bulk.units import BulkUnit, LogState
 from histoscribe.readers.report import ProfileReport
-
-PLATFORM = "bulk"
 
 
 class Profile(NamedTuple):
