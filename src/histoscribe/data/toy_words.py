@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from scipy.sparse import csr_array
 
 from histoscribe.data.bags import BagBatch
@@ -39,14 +39,20 @@ class ToyWordsWorld:
         of_images: Their expression, row by row.
         profiles: Labelled ones, of another platform.
         texts: Wordings of the kinds, by kind.
-        presence: Which kinds are in each image: the truth, for scoring alone.
+        share: How much of each image each kind is: the truth, for scoring, and for what texts of
+            images would say.
     """
 
     images: BagBatch
     of_images: Profiles
     profiles: Profiles
     texts: Texts
-    presence: np.ndarray
+    share: Float[np.ndarray, "image kind"]
+
+    @property
+    def presence(self) -> Bool[np.ndarray, "image kind"]:
+        """Which kinds are in each image."""
+        return self.share > 0
 
 
 def toy_words_world(
@@ -77,7 +83,7 @@ def toy_words_world(
             tuple(name for name in KINDS for _ in WORDINGS),
             tuple(words.format(x=name) for name in KINDS for words in WORDINGS),
         ),
-        presence=share > 0,
+        share=share,
     )
 
 
