@@ -1,4 +1,3 @@
-import math
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -11,7 +10,7 @@ from histoscribe.data.bags import BagBatch
 from histoscribe.data.collate import collate
 from histoscribe.data.toy import toy_bag_batch
 from histoscribe.errors import ConfigError, DataError, MismatchError
-from histoscribe.models.bitro import Bitro, Encoded
+from histoscribe.models.bitro import Bitro
 from histoscribe.models.bitro_config import BitroConfig
 from histoscribe.models.trimodal import Trimodal
 from histoscribe.models.trimodal_config import TrimodalConfig, reference_settings
@@ -39,6 +38,7 @@ VARIANTS = {
     "no more genes": ({}, {"n_more_genes": 0}),
     "profile features": ({}, {"n_profile_features": 5, "n_more_genes": 0}),
     "siglip": ({}, {"loss": "siglip"}),
+    "lone cells": ({}, {"has_lone_cells": True}),
     "cells drawn": ({"cells_in_training": 2}, {"gene_dropout": 0.2, "head_dropout": 0.1}),
 }
 
@@ -157,33 +157,36 @@ STILL = {
 }  # fmt: skip
 
 
-def test_a_region_is_also_learned_by_a_few_of_its_cells():
-    net, batch = model(bitro=STILL), bags()
+def test_a_lone_cell_is_what_it_looks_like_and_nothing_around_it_counts():
+    net, batch = model(has_lone_cells=True).eval(), bags()
+    own = net.embed_cells(batch)
+    moved = replace(
+        batch,
+        field=batch.field + 1,
+        offset_um=batch.offset_um + 3,
+        neighbours=torch.arange(batch.n_cells)[:, None].expand_as(batch.neighbours).clone(),
+        features=torch.where((torch.arange(batch.n_cells) == 5)[:, None], 2.0, batch.features),
+    )
+    again = net.embed_cells(moved)
+    is_other = torch.arange(batch.n_cells) != 5
+    torch.testing.assert_close(again[is_other], own[is_other])
+    assert not torch.allclose(again[5], own[5])
+    with pytest.raises(ConfigError, match="no cells"):
+        model(bitro={"has_cells": False}, has_lone_cells=True).eval().embed_cells(batch)
+
+
+def test_a_region_is_also_learned_by_a_few_lone_cells():
+    net, batch = model(bitro=STILL, has_lone_cells=True), bags()
     with torch.no_grad():
         around, cells, few = net.see(batch, few_cells=1).branches
         own, bag = net.embed_cells(batch), batch.bag_of_block[batch.block_of_cell]
         for number in range(batch.n_bags):  # of one cell each: one of those inside
             inside = own[(bag == number) & batch.is_inside]
             assert bool((few[number] - inside).abs().amax(dim=1).lt(1e-5).any())
-        again = net.see(batch, few_cells=1).branches[2]
-        assert not torch.allclose(few, again)  # drawn anew
-        torch.testing.assert_close(net.see(batch).branches, (around, cells))
+        assert not torch.allclose(few, net.see(batch, few_cells=1).branches[2])  # drawn anew
         one = one_cell_each(batch)
         torch.testing.assert_close(net.see(one, few_cells=4).branches[2], net.embed_cells(one))
-        assert len(net.eval().see(batch, few_cells=4).branches) == 2
-
-
-@pytest.mark.parametrize("most", [1, 3, 7])
-def test_as_many_bags_are_of_1_cell_as_of_2_to_3(most):
-    net, n_bags, n_each = model(bitro=STILL), 6000, 8
-    bag = torch.arange(n_bags * n_each) // n_each
-    ones = torch.ones(len(bag))
-    cells = Encoded(ones[:, None].expand(-1, 24), bag, bag, ones)
-    with patch.object(net.pool, "forward", lambda h, n, bag, _: (bag.bincount()[:, None] * 1.0, n)):
-        n_of_bag = net._pool_few(cells, most, n_bags)[:, 0]
-    assert (int(n_of_bag.min()), int(n_of_bag.max())) == (1, most)
-    share_of_one = float((n_of_bag == 1).float().mean())
-    assert share_of_one == pytest.approx(math.log(2) / math.log(most + 1), abs=0.03)
+        torch.testing.assert_close(net.eval().see(batch, few_cells=4).branches, (around, cells))
 
 
 def test_context_cells_are_embedded_but_not_pooled():

@@ -1,9 +1,12 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from histoscribe.nn.ragged import (
     draw_cells,
+    draw_few_cells,
     gather_bags,
     pad,
     plan_padding,
@@ -123,3 +126,19 @@ def test_each_cell_has_its_chance():
     share = torch.bincount(torch.cat(drawn), minlength=11) / 900
     assert bool(((share[:9] - 1 / 3).abs() < 0.08).all())
     assert bool((share[9:] == 1).all())
+
+
+@pytest.mark.parametrize("most", [1, 3, 7])
+def test_as_many_bags_are_of_1_cell_as_of_2_to_3(most):
+    n_bags, n_each = 6000, 8
+    bag = torch.arange(n_bags * n_each) // n_each
+    torch.manual_seed(0)
+    rows = draw_few_cells(bag, n_bags, most)
+    n_of_bag = torch.bincount(bag[rows], minlength=n_bags)
+    assert (int(n_of_bag.min()), int(n_of_bag.max())) == (1, most)
+    assert len(rows.unique()) == len(rows)
+    share_of_one = float((n_of_bag == 1).float().mean())
+    assert share_of_one == pytest.approx(math.log(2) / math.log(most + 1), abs=0.03)
+    places = torch.bincount(rows % n_each, minlength=n_each).float()
+    assert float(places.std() / places.mean()) < 0.05  # any cell of a bag, as often
+    assert draw_few_cells(torch.tensor([0, 1, 1]), 2, 4).tolist()[0] == 0  # a bag of one has one

@@ -180,7 +180,8 @@ def test_towards_anchors_all_is_learned_from_and_else_something_is_left_aside(
     for config in (LEARNED, replace(QUICK, stops_early=True)):
         made = fit_align(slides, split, panel, words, text, config=config, **settings)
         (net,) = made.report
-        assert len(net["held_out"]) == 1 and set(net["held_out"]) < set(split.train)
+        assert len(net["held_out"]) == 1
+        assert set(net["held_out"]) < set(split.train)
         assert net["best_score"] == max(look["score"] for look in net["history"])
         assert {"image-gene", "gene-text"} < set(net["history"][0])
     assert replace(LEARNED, stops_early=False).has_held_out is False

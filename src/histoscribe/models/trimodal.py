@@ -2,7 +2,7 @@ r"""Regions, cells, expression profiles and texts in one space.
 
     cells    h, c as in BiTro         e_C = unit(Head_C(AttentionPool(h)))     e_X = unit(Head_X(c))
     region   e_I = unit(m e_C + (1 - m) e_X)       each of the two is trained by itself, as in BiTro
-    cell     e_I = unit(Head_C(h_i))               the pool of one cell is that cell
+    cell     e_N = unit(Head_N(h of the cell alone))            or unit(Head_C(h_i)), see `embed_cells`
     profile  e_G = unit(Head_G(GeneTower(v, observed, Q)))     or unit(v M), M fixed beforehand
     text     e_T = unit(Head_T(features of a text tower))
 
@@ -32,7 +32,7 @@ from histoscribe.models.trimodal_config import TrimodalConfig
 from histoscribe.nn.attention_pool import AttentionPool, RunningPool
 from histoscribe.nn.gene_tower import GeneTower
 from histoscribe.nn.projection import Projection, unit
-from histoscribe.nn.ragged import segment_sum
+from histoscribe.nn.ragged import draw_few_cells, segment_mean, segment_sum
 from histoscribe.nn.temperature import FIRST_LOG_SCALE, bounded_scale
 
 SIGLIP_START = math.log(10), -10.0  # tau and b0 of Zhai et al. 2023, algorithm 1
@@ -44,7 +44,7 @@ class Seen(NamedTuple):
     Attributes:
         embedding: e_I, what regions are compared by.
         branches: The embeddings that are trained, each by itself: e_X and e_C, or the one of them
-            that there is; and e_C of a few of the cells, where asked for.
+            that there is; in training also e_N of a few of the cells, where the model has it.
         answer: Expression, where it was asked for.
     """
 
@@ -76,6 +76,9 @@ class Trimodal(nn.Module):
         if bitro.has_cells:
             self.pool = AttentionPool(bitro.width, config.pool_width)
             self.cell_head = self._head(bitro.width)
+        self.lone_head = None
+        if bitro.has_cells and config.has_lone_cells:
+            self.lone_head = self._head(bitro.width)
         if bitro.has_context:
             self.context_head = self._head(bitro.context_width)
         self.gene_tower, self.more_genes = None, None
@@ -105,14 +108,14 @@ class Trimodal(nn.Module):
         """e_I of each region."""
         return self.see(batch).embedding
 
-    def see(self, batch: BagBatch, *, has_answer: bool = False, few_cells: int = 0) -> Seen:
+    def see(self, batch: BagBatch, *, has_answer: bool = False, few_cells: int = 1) -> Seen:
         """Embed regions and, if asked, predict their expression, in one pass of the encoder.
 
         Args:
             batch: Regions.
             has_answer: Whether to predict expression.
-            few_cells: Above 0, in training, each region is embedded once more by 1 to so many of
-                its cells drawn by chance: so a cell by itself is nothing new to the model.
+            few_cells: In training a model that embeds lone cells does so with 1 to so many cells of
+                each region, drawn by chance, and averages them.
 
         Raises:
             MismatchError: If the batch has features or tokens of another size.
@@ -122,11 +125,8 @@ class Trimodal(nn.Module):
         around = None if context is None else average_blocks(context, batch)
         pooled = None if cells is None else self._pool(cells, batch.n_bags)
         embedding, branches = self.mix(around, pooled)
-        if few_cells and self.training and cells is not None:
-            branches = (
-                *branches,
-                unit(self.cell_head(self._pool_few(cells, few_cells, batch.n_bags))),
-            )
+        if self.lone_head is not None and self.training:
+            branches = (*branches, self._embed_few(batch, few_cells))
         return Seen(embedding, branches, answer)
 
     def answer(self, batch: BagBatch) -> Answer:
@@ -136,10 +136,18 @@ class Trimodal(nn.Module):
     def embed_cells(self, batch: BagBatch) -> Float[Tensor, "cell e"]:
         """e_I of every cell of a batch, context cells included.
 
+        With `has_lone_cells` it is e_N: the encoder sees the cell alone, without graph, place or
+        surroundings, as it did in training with a few cells of each region. Else it is a cell as
+        its region has it, told of all that lies around: on her2st and NuCLS such a cell was mostly
+        called what its neighbourhood is.
+
         Raises:
             ConfigError: If the model does not look at cells, or draws some of them in training;
                 to train on cells, give regions of one cell each.
         """
+        if self.lone_head is not None:
+            rows = torch.arange(batch.n_cells, device=batch.features.device)
+            return self._unit_of_lone(self._encode_alone(batch, rows))
         _, cells = self.bitro.encode(batch)
         if cells is None:
             raise ConfigError("the model was trained with has_cells off; it embeds no cells")
@@ -262,18 +270,33 @@ class Trimodal(nn.Module):
     def _pool(self, cells: Encoded, n_bags: int) -> Float[Tensor, "bag d"]:
         return self.pool(cells.h, cells.stands_for, cells.bag_of_cell, n_bags)[0]
 
-    def _pool_few(self, cells: Encoded, most: int, n_bags: int) -> Float[Tensor, "bag d"]:
-        """The same of 1 to `most` cells of each bag; as often 1 as 2 to 3 as 4 to 7."""
-        inside = (cells.stands_for > 0).nonzero()[:, 0]
-        chance = torch.rand(len(inside), dtype=torch.float64, device=inside.device)
-        inside = inside[torch.argsort(cells.bag_of_cell[inside] + chance)]
-        bag = cells.bag_of_cell[inside]
-        n_of_bag = torch.bincount(bag, minlength=n_bags)
-        place = torch.arange(len(bag), device=bag.device) - (n_of_bag.cumsum(0) - n_of_bag)[bag]
-        n = torch.exp(torch.rand(n_bags, device=bag.device) * math.log(most + 1)).floor()
-        some = inside[place < n.clamp(1, most)[bag]]
-        bag = cells.bag_of_cell[some]
-        return self.pool(cells.h[some], cells.stands_for.new_ones(len(some)), bag, n_bags)[0]
+    def _embed_few(self, batch: BagBatch, most: int) -> Float[Tensor, "bag e"]:
+        """e_N of each bag by the mean of 1 to `most` of its cells, each of them alone."""
+        inside = batch.is_inside.nonzero()[:, 0]
+        bag = batch.bag_of_block[batch.block_of_cell][inside]
+        few = draw_few_cells(bag, batch.n_bags, most)
+        h = segment_mean(self._encode_alone(batch, inside[few]), bag[few], batch.n_bags)
+        return self._unit_of_lone(h)
+
+    def _encode_alone(self, batch: BagBatch, rows: Int[Tensor, " row"]) -> Float[Tensor, "row d"]:
+        """Cells through the encoder as if there were nothing around them."""
+        n = torch.arange(len(rows), device=rows.device)
+        lone = BagBatch(
+            features=batch.features[rows],
+            offset_um=torch.zeros_like(batch.offset_um[rows]),
+            is_inside=torch.ones_like(batch.is_inside[rows]),
+            neighbours=n[:, None],
+            phenotype=batch.phenotype[rows],
+            block_of_cell=n,
+            bag_of_block=n,
+            field=batch.field.new_zeros(len(rows), 1, 1),
+            n_bags=len(rows),
+        )
+        return self.bitro.cells(lone, None).h
+
+    def _unit_of_lone(self, h: Float[Tensor, "row d"]) -> Float[Tensor, "row e"]:
+        assert self.lone_head is not None
+        return unit(self.lone_head(h))
 
     def _head(self, n_in: int) -> Projection:
         config = self.config

@@ -37,6 +37,8 @@ class TrimodalConfig:
             before training and that nothing turns (`Trimodal.gene_map`).
         embedding_width: Of the shared space.
         cell_share: m, the weight of the cells in a region's embedding where there is a context.
+        has_lone_cells: Whether single cells are embedded as the encoder sees them alone, by a head
+            of their own, else as their region has them.
         pool_width: Hidden width of the attention that pools a region's cells.
         gene_width: Width of the gene tower's answer.
         gene_heads: Its heads.
@@ -53,6 +55,7 @@ class TrimodalConfig:
     gene_space: Literal["learned", "fixed"] = "learned"
     embedding_width: int = 512
     cell_share: float = 0.5
+    has_lone_cells: bool = False
     pool_width: int = 64
     gene_width: int = 256
     gene_heads: int = 4

@@ -45,7 +45,10 @@ def segment_softmax(
 
 
 def draw_cells(
-    is_inside: Bool[Tensor, " cell"], bag_of_cell: Int[Tensor, " cell"], n_bags: int, n_drawn: int
+    is_inside: Bool[Tensor, " cell"],
+    bag_of_cell: Int[Tensor, " cell"],
+    n_bags: int,
+    n_drawn: int | Int[Tensor, " bag"],
 ) -> Int[Tensor, " kept"]:
     """Rows of some cells of each bag, by chance, at least one of them inside; in their old order.
 
@@ -53,7 +56,7 @@ def draw_cells(
         is_inside: Of each bag, one cell at least.
         bag_of_cell: Which bag each cell is in, ascending; every bag has a cell.
         n_bags: Number of bags.
-        n_drawn: Cells to keep of each bag that has more.
+        n_drawn: Cells to keep of each bag that has more; one number, or one a bag.
     """
     lot = torch.rand(len(bag_of_cell), dtype=torch.float64, device=bag_of_cell.device)
     of_inside = torch.where(is_inside, lot, -1.0)[:, None]
@@ -64,7 +67,23 @@ def draw_cells(
     rank = (
         torch.arange(len(order), device=order.device) - (n_cells.cumsum(0) - n_cells)[bag_of_cell]
     )
-    return order[rank < n_drawn].sort().values
+    most = n_drawn if isinstance(n_drawn, int) else n_drawn[bag_of_cell]
+    return order[rank < most].sort().values
+
+
+def draw_few_cells(
+    bag_of_cell: Int[Tensor, " cell"], n_bags: int, most: int
+) -> Int[Tensor, " kept"]:
+    """Rows of 1 to `most` cells of each bag, by chance: as often 1 as 2 to 3 as 4 to 7.
+
+    Args:
+        bag_of_cell: As of `draw_cells`.
+        n_bags: Number of bags.
+        most: Cells at most.
+    """
+    lot = torch.rand(n_bags, dtype=torch.float64, device=bag_of_cell.device)
+    n = ((most + 1) ** lot).long().clamp(1, most)
+    return draw_cells(torch.ones_like(bag_of_cell, dtype=torch.bool), bag_of_cell, n_bags, n)
 
 
 @dataclass(frozen=True, eq=False)

@@ -174,6 +174,7 @@ def _settings(
             gene_heads=config.gene_heads,
             gene_dropout=config.gene_dropout,
             head_dropout=config.head_dropout,
+            has_lone_cells=config.few_cells > 0,
             loss="siglip" if config.loss == "siglip" else "softmax",
         )
     )

@@ -54,7 +54,8 @@ class AlignConfig:
             made from marker lists, where there are both.
         image_text_rows: Regions with their texts that a step draws, where there are any.
         few_cells: Each region of a step is also learned by 1 to so many of its cells, drawn by
-            chance, so that single cells can be named; 0 leaves that out.
+            chance and seen alone, so that single cells can be named by what they look like; with 0
+            a cell is named as its region sees it, by what lies around it as well.
         image_gene_weight: Of the loss of these pairs in the mean over pairs.
         gene_text_weight: Likewise.
         image_text_weight: Likewise.
