@@ -2,7 +2,7 @@ r"""Regions, cells, expression profiles and texts in one space.
 
     cells    h, c as in BiTro         e_C = unit(Head_C(AttentionPool(h)))     e_X = unit(Head_X(c))
     region   e_I = unit(m e_C + (1 - m) e_X)       each of the two is trained by itself, as in BiTro
-    cell     e_N = unit(Head_N(h of the cell alone))            or unit(Head_C(h_i)), see `embed_cells`
+    cell     e_N = unit(Head_N(h of the cell alone)), or unit(Head_C(h_i)): see `embed_cells`
     profile  e_G = unit(Head_G(GeneTower(v, observed, Q)))     or unit(v M), M fixed beforehand
     text     e_T = unit(Head_T(features of a text tower))
 
