@@ -70,10 +70,14 @@ def test_fitted_annotated_and_diagnosed(fitted, call, labelled, tiny_bert, tmp_p
         assert said.code == 0, said.err
     stored = read_annotation(tmp_path / "region" / "c1.zarr")
     assert np.isfinite(stored.uncertainty).any()
-    found = call(
-        *("diagnose", fitted, "--run", "words", "--profiles", home / "profiles0", "--json"),
-    )
+    (home / "profiles9").mkdir()
+    again = call(*words, "--json")
+    assert not (home / "profiles9").exists()
+    found = call("diagnose", fitted, "--json")  # the one run with words, and its own profiles
     assert found.code == 0, found.err
+    refused = call("predict", fitted, "--run", "words", "--sample", "c1")
+    assert refused.code == 3
+    assert str(home / "predictor") in refused.message
     predicted = call("predict", fitted, "--checkpoint", home / "predictor", "--sample", "c1")
     assert predicted.code == 0, predicted.err
 
@@ -92,6 +96,19 @@ def test_wrong_requests_are_named(fitted, call, words, code, match):
     answer = call("fit", fitted, "--run", "other", "--test", "c1", *words)
     assert answer.code == code, answer.err
     assert match in answer.message
+
+
+def test_a_text_of_nothing_is_refused(fitted, call, tiny_bert, tmp_path):
+    (tmp_path / "m.json").write_text(json.dumps({"beta_cell": ["BETA1", "BETA2"]}))
+    (tmp_path / "t.csv").write_text("label,text\nBeta cell,cells of x\ngamma cell,cells of y\n")
+    answer = call(
+        *("fit", fitted, "--objective", "align", "--run", "texts", "--test", "c1", *QUICK),
+        *("--markers", tmp_path / "m.json", "--texts", tmp_path / "t.csv"),
+        *("--text-tower", tiny_bert),
+    )
+    assert answer.code == 3, answer.err
+    assert "'gamma cell'" in answer.message
+    assert "beta cell" in answer.message
 
 
 def test_a_column_is_told_from_a_path(tmp_path):

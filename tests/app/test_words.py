@@ -67,15 +67,20 @@ def test_cells_are_labelled_with_their_outlines(fitted, call, terms, tmp_path):
     assert len(features) == table.n_obs
     names = [one["properties"]["classification"]["name"] for one in features]
     assert names == list(table.obs["label"])
+    assert "without a nucleus" not in (tmp_path / "annotations.cells.html").read_text()
     assert features[0]["geometry"]["type"] == "Polygon"
     assert (tmp_path / "annotations.cells.html").exists()
+    counted = json.loads((tmp_path / "annotations.cells.json").read_text())["labels"]["a1"]
+    assert counted == {name: names.count(name) for name in counted}
 
 
 def test_a_grid_where_nothing_was_measured(fitted, call, terms, tmp_path):
     words = ("annotate", fitted, "--checkpoint", "x", "--terms", terms, "--regions", "grid")
     answer = call(*words, "--sample", "a1", "--out", tmp_path, "--pitch", "80", "--json")
     assert answer.code == 0, answer.err
-    assert np.allclose(np.diff(np.unique(read_annotation(tmp_path / "a1.zarr").xy_um[:, 0])), 80)
+    said = read_annotation(tmp_path / "a1.grid.zarr")  # what is measured has a name of its own
+    assert np.allclose(np.diff(np.unique(said.xy_um[:, 0])), 80)
+    assert (tmp_path / "a1.grid.geojson").exists()
 
 
 def test_a_search_gives_a_map_and_a_table(fitted, call, tmp_path):
@@ -115,12 +120,20 @@ def test_the_chain_is_diagnosed(fitted, call, terms, tmp_path):
     assert found["gene-text (beta)"]["is_fine"]
     assert {"bias: alpha cell", "bias: beta cell", "platform gap: the regions - sc"} <= set(found)
     assert "image-gene (alpha)" in call(*words).out
+    twice = call(*words, "--profiles", tmp_path, "--json")
+    assert twice.code == 0, twice.err
+    beta = {one["name"]: one["value"] for one in twice.record["findings"]}["gene-text (beta)"]
+    assert beta == pytest.approx(found["gene-text (beta)"]["value"])
+    refused = call("diagnose", fitted, "--checkpoint", tmp_path / "elsewhere" / "x")
+    assert refused.code == 2
+    assert "--profiles" in refused.message
 
 
 @pytest.mark.parametrize(
     ("words", "code", "match"),
     [
         (["annotate", "--terms", "T"], 2, "--run NAME or --checkpoint"),
+        (["search", "x", "--run", "first", "--checkpoint", "x"], 2, "not both"),
         (["annotate", "--terms", "T", "--checkpoint", "x", "--level", "slide"], 2, "level"),
         (["annotate", "--terms", "no.txt", "--checkpoint", "x"], 3, "no.txt"),
         (["annotate", "--terms", "T", "--checkpoint", "x", "--regions", "sample"], 2, "grid"),

@@ -87,6 +87,7 @@ def test_means_of_each_annotation_and_donor(tmp_path, suffix, form):
     assert said.report.without_label == N_CELLS // 3
     assert said.report.labels == {"B cell": 20, "T cell": 20}
     assert "counts" in said.report.describe()
+    assert f"{N_CELLS // 3} cells have no label" in said.report.describe()
 
 
 def test_means_of_an_annotation_have_no_donor_unless_there_is_one(tmp_path):
@@ -192,6 +193,8 @@ def test_poor_cells_and_small_groups_are_left_out_and_counted(tmp_path):
     rows = [(t == LABELS) & (d == DONORS) & (few >= least) for t in TYPES[:2] for d in ("d0", "d1")]
     assert said.report.n_means == sum(int(group.sum()) >= 6 for group in rows)
     assert len(said.report.small_groups) == sum(0 < int(group.sum()) < 6 for group in rows)
+    n = len(said.report.small_groups)
+    assert f"{n} annotations have too few cells for a mean" in said.report.describe()
     with pytest.raises(DataError, match="lower min_genes"):
         read_labelled_cells(written(tmp_path, table), LabelledCellsConfig(min_genes=99))
     with pytest.raises(DataError, match="lower min_cells"):

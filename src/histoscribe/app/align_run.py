@@ -16,6 +16,7 @@ from histoscribe.app.runs import load_sides, name_sides
 from histoscribe.app.study import Study, read_json, write_json, write_text
 from histoscribe.data.atomic import hash_file, hash_folder
 from histoscribe.data.store import write_profiles
+from histoscribe.data.texts import key_of
 from histoscribe.errors import ConfigError, DataError
 from histoscribe.readers.image_text import ImageTexts, read_image_texts
 from histoscribe.readers.labelled_cells import read_labelled_cells
@@ -119,9 +120,12 @@ def fit_words_run(
         check_unseen(source, sides.slides, sides.split)
     words, images = read_words_of(files, config, voice)
     words = name_words(words, training, voice.say)
+    check_own_texts(words, files.texts)
     slides = sides.slides if images is None else attach_texts(images, sides.slides)
     text = TextSource(find_text_tower(files.text_tower), files.text_tower)
     write_json(folder / "run.json", record)
+    for old in folder.glob("profiles*"):  # of a fit that was ended and had other files
+        shutil.rmtree(old)
     for number, profiles in enumerate(words.profiles):
         write_profiles(profiles, folder / f"profiles{number}")
     started = time.monotonic()
@@ -172,6 +176,26 @@ def read_words_of(
     texts += [] if images is None else [images.texts]
     texts += [] if files.texts is None else [read_texts(files.texts)]
     return Words(tuple(own for own, _ in profiles), markers, tuple(texts)), images
+
+
+def check_own_texts(words: Words, path: Path | None) -> None:
+    """Refuse the user's own texts, the last of all, where one is of what nothing is named.
+
+    Raises:
+        DataError: The first of them.
+    """
+    if path is None:
+        return
+    *others, own = words.texts
+    known = {key_of(name) for texts in others for name in (*texts.text_key, *texts.text)}
+    known |= {key_of(label) for part in words.profiles for label in part.label or ()}
+    known |= {key_of(one.term) for one in words.markers}
+    strange = next((key for key in own.keys if key_of(key) not in known), None)
+    if strange is not None:
+        raise DataError(
+            f"{path}: there are texts of {strange!r}, and no label, marker list or key of that "
+            f"name; wanted one of {', '.join(sorted(known)[:6])}"
+        )
 
 
 def attach_texts(images: ImageTexts, slides: Sequence[SlideData]) -> list[SlideData]:

@@ -31,6 +31,7 @@ from histoscribe.plot import Tissue, draw_label_map, to_png
 from histoscribe.readers.cell_ontology import installed_cell_ontology, read_ontology
 from histoscribe.slides.open import open_slide
 from histoscribe.slides.pyramid import PyramidSlide
+from histoscribe.train.align_store import RECORD
 from histoscribe.train.assemble import SlideData
 from histoscribe.types import Box
 
@@ -41,6 +42,8 @@ MARGIN = 0.08
 """Of a map, in its longer side."""
 MAP_PX = 900
 """Pixels of the longer side of the tissue beside a map."""
+NOTHING_SAID = ("without a nucleus", "without described surroundings")
+"""Why nothing is said of a region, and of a cell."""
 TRANSDUCTIVE = (
     "Calibrated on the very units that are shown: a label depends on what else is in the sample."
 )
@@ -116,6 +119,23 @@ def load_words_model(folder: Path) -> WordModel:
     return getattr(import_module(module), name).load(folder)
 
 
+def choose_run(study: Study) -> str:
+    """The one run of a study that knows words.
+
+    Raises:
+        ConfigError: None does, or several do.
+    """
+    names = [path.parent.parent.name for path in study.folder.glob(f"runs/*/checkpoint/{RECORD}")]
+    if len(names) == 1:
+        return names[0]
+    if not names:
+        raise ConfigError(
+            f"no run of {study.folder} knows words. Fit one with 'histoscribe fit "
+            f"{study.folder} --objective joint', or give --run NAME or --checkpoint FOLDER."
+        )
+    raise ConfigError(f"Several runs know words: {', '.join(sorted(names))}. Give --run NAME.")
+
+
 def read_words(path: Path, ontology: Path | None = None) -> Words:
     """Words from a file of terms, or classes from a class map (JSON, or the name of one).
 
@@ -146,7 +166,7 @@ def annotate_study(
     done = []
     for sample, slide in load_places(study, model, asked):
         said = annotate(model, [slide], words.classes, config)
-        ending = ".cells" if config.level == "cell" else ""
+        ending = ending_of(sample, asked)
         store = out / f"{sample.sample}{ending}.zarr"
         geojson = out / f"{sample.sample}{ending}.geojson"
         write_annotation(said, store)
@@ -156,9 +176,17 @@ def annotate_study(
         voice.say(f"{sample.sample}: {describe(said)}")
         done.append(Annotated(sample.sample, said, store, geojson))
     record = {one.sample: one.annotation.count() for one in done}
-    write_json(out / "annotations.json", {"level": config.level, "labels": record})
+    ending = ".cells" if config.level == "cell" else ""
+    write_json(out / f"annotations{ending}.json", {"level": config.level, "labels": record})
     study.log("annotate", model_id=model.model_id, level=config.level, n_samples=len(done))
     return done
+
+
+def ending_of(sample: Sample, asked: Asked) -> str:
+    """What tells files of a sample's cells, and of a grid, from those of its measured regions."""
+    if asked.config.level == "cell":
+        return ".cells"
+    return ".grid" if _made(sample, asked.places) == "grid" else ""
 
 
 def load_places(study: Study, model: WordModel, asked: Asked) -> list[tuple[Sample, SlideData]]:
@@ -239,7 +267,7 @@ def describe(said: Annotation) -> str:
     counts = said.count()
     n_empty = counts.pop(NO_CELL)
     listed = ", ".join(f"{name} {n:,}" for name, n in counts.items() if n)
-    without = f"; {n_empty:,} without a nucleus" if n_empty else ""
+    without = f"; {n_empty:,} {NOTHING_SAID[said.kind == 'cell']}" if n_empty else ""
     uncertain = ""
     if np.isfinite(said.uncertainty).any():
         mean = float(np.nanmean(said.uncertainty))
@@ -247,11 +275,14 @@ def describe(said: Annotation) -> str:
     return f"{listed}{without}{uncertain}"
 
 
+def _made(sample: Sample, places: PlacesConfig) -> str:
+    return places.made or ("measured" if sample.expression else "grid")
+
+
 def _maker(
     model: WordModel, sample: Sample, places: PlacesConfig
 ) -> Callable[[Cells], Regions] | None:
-    made = places.made or ("measured" if sample.expression else "grid")
-    if made == "measured":
+    if _made(sample, places) == "measured":
         return None
     radius_um, pitch_um = grid_of(model, places)
     return partial(grid_regions, patient_id=sample.patient, radius_um=radius_um, pitch_um=pitch_um)
@@ -282,11 +313,12 @@ def _has_bare_id(path: Path) -> bool:
 
 def _count_table(done: Sequence[Annotated]) -> ReportTable:
     names = [*done[0].annotation.terms, UNSURE, NO_CELL]
+    nothing = NOTHING_SAID[done[0].annotation.kind == "cell"]
     return ReportTable(
         title="Labels",
         columns=("label", *(one.sample for one in done)),
         rows=tuple(
-            (name or "no nucleus", *(f"{one.annotation.label.count(name):,}" for one in done))
+            (name or nothing, *(f"{one.annotation.label.count(name):,}" for one in done))
             for name in names
         ),
     )

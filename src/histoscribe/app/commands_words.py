@@ -13,11 +13,13 @@ from histoscribe.app.console import Voice
 from histoscribe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from histoscribe.annotate.word_model import WordModel
     from histoscribe.app.annotate_run import Asked
     from histoscribe.app.study import Study
 
-RunName = Annotated[str | None, typer.Option("--run", help="A run of this study.")]
+RunName = Annotated[
+    str | None,
+    typer.Option("--run", help="A run of this study; the one that knows words if left out."),
+]
 CheckpointFolder = Annotated[
     Path | None, typer.Option("--checkpoint", help="Any checkpoint folder, e.g. of another study.")
 ]
@@ -37,7 +39,8 @@ Calibrate = Annotated[
     ),
 ]
 RouteName = Annotated[
-    str | None, typer.Option("--route", help="image, expression or both; all there are if none.")
+    str | None,
+    typer.Option("--route", help="image, expression or both; by default all that the model has."),
 ]
 Ontology = Annotated[
     Path | None, typer.Option("--ontology", help="Cell Ontology (.obo or .json), for its ids.")
@@ -84,7 +87,7 @@ def annotate(
 ) -> None:
     """Say which of your terms fits every region, or every cell, of a study.
 
-        histoscribe annotate study/ --run words --terms terms.txt
+        histoscribe annotate study/ --terms terms.txt
 
         histoscribe annotate study/ --checkpoint words/ --terms terms.txt --level cell
 
@@ -93,6 +96,7 @@ def annotate(
     """
     from histoscribe.app.annotate_run import (
         annotate_study,
+        load_words_model,
         name_study_phenotypes,
         read_words,
         report_annotations,
@@ -103,8 +107,9 @@ def annotate(
     opened = open_study(study)
     words = read_words(terms, ontology)
     asked = _asked(level, calibrate, route, (regions, radius, pitch), sample, unsure_below)
-    model = _model(opened, run, checkpoint)
-    folder = out or _home(opened, run) / "annotations"
+    home = _checkpoint(opened, run, checkpoint)
+    model = load_words_model(home)
+    folder = out or (opened.folder if checkpoint else home.parent) / "annotations"
     with opened.lock():
         done = annotate_study(opened, model, asked, words, folder, voice)
         named = name_study_phenotypes(opened, model, asked, words) if phenotypes else []
@@ -144,19 +149,21 @@ def search(
 ) -> None:
     """Show where in a study a text fits best: a heat map and a table for each sample.
 
-    histoscribe search study/ "plasma cells" --run words
+    histoscribe search study/ "plasma cells"
 
     histoscribe search study/ "plasma cells | plasmablasts" --run words --level cell
     """
+    from histoscribe.app.annotate_run import load_words_model
     from histoscribe.app.find_words import search_study
     from histoscribe.app.study import open_study
 
     voice = Voice(json)
     opened = open_study(study)
     asked = _asked(level, calibrate, route, (regions, radius, pitch), sample)
-    model = _model(opened, run, checkpoint)
+    home = _checkpoint(opened, run, checkpoint)
+    model = load_words_model(home)
     with opened.lock():
-        folder = out or _home(opened, run) / "search"
+        folder = out or (opened.folder if checkpoint else home.parent) / "search"
         found = search_study(opened, model, asked, text, folder, voice)
     best = [
         (one.sample, one.finding.units.unit_id[row], f"{one.finding.standard[row]:+.2f}")
@@ -171,11 +178,15 @@ def search(
 
 def diagnose(
     study: StudyFolder,
-    profiles: Annotated[
-        Path, typer.Option(help="Folder of stored labelled profiles, as the model was trained on.")
-    ],
     run: RunName = None,
     checkpoint: CheckpointFolder = None,
+    profiles: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder of stored labelled profiles; those the model was trained on if left out. "
+            "May be repeated."
+        ),
+    ] = None,
     terms: Annotated[
         Path | None, typer.Option("--terms", help="Terms whose bias is looked at too.")
     ] = None,
@@ -185,20 +196,21 @@ def diagnose(
 ) -> None:
     """Look at the chain from image to gene to text, and say what to do about each link.
 
-    histoscribe diagnose study/ --run words --profiles profiles/ --terms terms.txt
+    histoscribe diagnose study/ --terms terms.txt
     """
     from dataclasses import asdict
 
-    from histoscribe.app.annotate_run import read_words
-    from histoscribe.app.diagnose_run import diagnose_study
+    from histoscribe.app.annotate_run import load_words_model, read_words
+    from histoscribe.app.diagnose_run import diagnose_study, find_profiles
     from histoscribe.app.study import open_study
 
     voice = Voice(json)
     opened = open_study(study)
     words = None if terms is None else read_words(terms, ontology)
     asked = _asked("region", "none", "image", ("measured", None, None), sample)
-    model = _model(opened, run, checkpoint)
-    findings = diagnose_study(opened, model, asked, profiles, words)
+    home = _checkpoint(opened, run, checkpoint)
+    model = load_words_model(home)
+    findings = diagnose_study(opened, model, asked, profiles or find_profiles(home), words)
     for one in findings:
         verdict = "good" if one.is_fine else "look"
         voice.write(
@@ -268,13 +280,10 @@ def _asked(
     return Asked(tuple(sample or ()), config, PlacesConfig(*places))
 
 
-def _model(study: "Study", run: str | None, checkpoint: Path | None) -> "WordModel":
-    from histoscribe.app.annotate_run import load_words_model
+def _checkpoint(study: "Study", run: str | None, checkpoint: Path | None) -> Path:
+    """The checkpoint that was named, or that of the one run that knows words."""
+    from histoscribe.app.annotate_run import choose_run
 
-    if (run is None) == (checkpoint is None):
-        raise ConfigError("Give either --run NAME or --checkpoint FOLDER.")
-    return load_words_model(checkpoint or _home(study, run) / "checkpoint")
-
-
-def _home(study: "Study", run: str | None) -> Path:
-    return study.run_folder(run) if run else study.folder
+    if run is not None and checkpoint is not None:
+        raise ConfigError("Give either --run NAME or --checkpoint FOLDER, not both.")
+    return checkpoint or study.run_folder(choose_run(study) if run is None else run) / "checkpoint"

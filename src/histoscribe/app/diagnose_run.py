@@ -15,13 +15,13 @@ from histoscribe.data.profiles import Profiles
 from histoscribe.data.regions import Regions
 from histoscribe.data.store import read_profiles
 from histoscribe.data.texts import key_of
-from histoscribe.errors import DataError
+from histoscribe.errors import ConfigError, DataError
 from histoscribe.evaluate.diagnose import Chain, Finding, diagnose
 from histoscribe.train.assemble import SlideData
 
 
 def diagnose_study(
-    study: Study, model: WordModel, asked: Asked, profiles: Path, words: Words | None
+    study: Study, model: WordModel, asked: Asked, profiles: Sequence[Path], words: Words | None
 ) -> list[Finding]:
     """Look at the chain from the measured regions of a study to labelled profiles and their texts.
 
@@ -29,20 +29,36 @@ def diagnose_study(
         study: A prepared study with measured regions.
         model: The checkpoint.
         asked: Which samples.
-        profiles: The folder of stored profiles whose texts are looked at.
+        profiles: Folders of stored profiles whose texts are looked at.
         words: Classes whose bias is looked at; None for none.
 
     Raises:
         DataError: Nothing is measured, or no profile has a text.
     """
     slides = [slide for _, slide in load_places(study, model, asked)]
-    return diagnose(chain_of(model, slides, read_profiles(profiles), words, asked.config))
+    stored = [read_profiles(folder) for folder in profiles]
+    return diagnose(chain_of(model, slides, stored, words, asked.config))
+
+
+def find_profiles(checkpoint: Path) -> list[Path]:
+    """Folders of the labelled profiles that a run's checkpoint was trained on.
+
+    Raises:
+        ConfigError: There are none: it was trained on marker lists alone, or moved elsewhere.
+    """
+    folders = sorted(checkpoint.absolute().parent.glob("profiles*"))
+    if not folders:
+        raise ConfigError(
+            f"there are no labelled profiles beside {checkpoint}; name a folder of some with "
+            "--profiles, as 'histoscribe fit --labelled' keeps them in its run"
+        )
+    return folders
 
 
 def chain_of(
     model: WordModel,
     slides: Sequence[SlideData],
-    profiles: Profiles,
+    profiles: Sequence[Profiles],
     words: Words | None,
     config: AnnotateConfig,
 ) -> Chain:
@@ -60,9 +76,8 @@ def chain_of(
         raise DataError(
             "no sample has measured regions; the chain begins at images with expression"
         )
-    labelled = _with_text(profiles)
-    texts = labelled.text or ()
-    keys = labelled.text_key or ("",) * len(labelled)
+    profile, said = _embed_labelled(model, profiles)
+    texts, keys, platforms = zip(*said, strict=True)
     distinct = list(dict.fromkeys(texts))
     row_of = {text: row for row, text in enumerate(distinct)}
     embedded = model.embed_texts(distinct)
@@ -73,10 +88,10 @@ def chain_of(
     return Chain(
         image=np.concatenate(image),
         gene=np.concatenate(gene),
-        profile=model.embed_profiles(labelled),
+        profile=profile,
         text=embedded[[row_of[text] for text in texts]],
-        text_key=tuple(key or key_of(text) for key, text in zip(keys, texts, strict=True)),
-        platform=labelled.platform,
+        text_key=keys,
+        platform=platforms,
         class_score=score,
         classes=classes,
     )
@@ -103,11 +118,24 @@ def profiles_of(regions: Regions) -> Profiles:
     )
 
 
-def _with_text(profiles: Profiles) -> Profiles:
-    rows = np.flatnonzero([bool(text) for text in profiles.text or ()])
-    if not len(rows):
-        raise DataError(f"none of the {len(profiles)} profiles has a text; give labelled ones")
-    return profiles.take(rows)
+def _embed_labelled(
+    model: WordModel, parts: Sequence[Profiles]
+) -> tuple[np.ndarray, list[tuple[str, str, str]]]:
+    """Profiles that have a text and a value of some gene; text, key and platform of each."""
+    rows, said = [], []
+    for part in parts:
+        texts, keys = part.text or ("",) * len(part), part.text_key or ("",) * len(part)
+        embedded = model.embed_profiles(part)
+        kept = np.isfinite(embedded).all(axis=1) & np.array([text != "" for text in texts])
+        rows.append(embedded[kept])
+        said += [
+            (texts[row], keys[row] or key_of(texts[row]), part.platform[row])
+            for row in np.flatnonzero(kept)
+        ]
+    if not said:
+        n = sum(map(len, parts))
+        raise DataError(f"none of the {n} profiles has a text; give labelled ones")
+    return np.concatenate(rows), said
 
 
 def _class_scores(

@@ -12,6 +12,7 @@ from histoscribe.annotate.word_model import WordModel
 from histoscribe.app.annotate_run import (
     CELL_RADIUS_UM,
     Asked,
+    ending_of,
     image_of,
     load_places,
     tissue_of,
@@ -52,7 +53,7 @@ def search_study(
     found = []
     for sample, slide in load_places(study, model, asked):
         finding = search(model, [slide], wanted, asked.config)
-        ending = ".cells" if asked.config.level == "cell" else ""
+        ending = ending_of(sample, asked)
         table = folder / f"{sample.sample}{ending}.csv"
         picture = folder / f"{sample.sample}{ending}.png"
         write_text(table, to_csv(finding))

@@ -216,8 +216,8 @@ def _bridge(gamma: float, within: float) -> Finding:
     beside = "" if np.isnan(within) else f" (profiles of one class: {within:.0f}°)"
     good = "expression of regions lies among the labelled profiles"
     bad = (
-        "expression of regions lies apart from all labelled profiles: standardise genes by "
-        "platform, give labelled profiles of this tissue, or add marker lists"
+        "expression of regions lies apart from all labelled profiles: give labelled profiles of "
+        "this tissue, or add marker lists"
     )
     limit = "2 x the angle between profiles of one class"
     return Finding(
@@ -262,11 +262,12 @@ def _gaps(chain: Chain) -> list[Finding]:
             said = (
                 "the two lie among each other"
                 if is_fine
-                else "the platform moves profiles more than what they are does: standardise genes "
-                "by platform, and calibrate classes"
+                else "what lies on one platform is more alike than what is alike on both: no fault "
+                "where the two hold other kinds of cells; else give each platform several kinds, "
+                "and calibrate classes"
             )
             title = f"platform gap: {name} - {other or 'unknown platform'}"
-            limit = f"{PLATFORM_GAP:g} typical distances from the mean"
+            limit = f"{PLATFORM_GAP:g} spread, the typical distance from a platform's mean"
             found.append(Finding(title, gap, "spreads", limit, is_fine, said))
     return found
 

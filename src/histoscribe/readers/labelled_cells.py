@@ -71,7 +71,14 @@ class CellsReport:
 
     def describe(self) -> str:
         """The same in a few words."""
-        notes = "".join(f"; {note}" for note in self.notes)
+        lost = [f"{self.without_label} cells have no label"] * bool(self.without_label)
+        lost += [f"{self.below_min_genes} have too few genes"] * bool(self.below_min_genes)
+        if self.small_groups:
+            n = len(self.small_groups)
+            lost.append(
+                f"{n} annotations have too few cells for a mean, e.g. {self.small_groups[0]}"
+            )
+        notes = "".join(f"; {note}" for note in (*self.notes, *lost))
         return (
             f"{self.n_means} means and {self.n_single} single cells of {self.n_cells} cells, "
             f"{len(self.labels)} labels, {self.n_genes[0]} genes by {self.n_genes[1]}, from "

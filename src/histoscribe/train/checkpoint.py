@@ -266,6 +266,11 @@ def _load_adapters(folder: Path, record: Mapping[str, Any]) -> Adapters | None:
 
 def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
+    if (folder / "align.json").is_file():
+        raise DataError(
+            f"the checkpoint at {folder} is a space of images, genes and words; if it was fitted "
+            f"with --objective joint, {folder.parent / 'predictor'} predicts expression"
+        )
     if not path.is_file():
         raise DataError(f"no checkpoint at {folder}; run 'histoscribe fit' first")
     try:
