@@ -64,7 +64,7 @@ def test_regions_get_the_kind_that_is_more_frequent_and_a_lumen_gets_none(toy_wo
 
 
 def test_two_routes_share_the_label_and_their_disagreement_is_kept(toy_words):
-    both = annotate(toy_words, SLIDES, CLASSES, AnnotateConfig(level="cell"))
+    both = annotate(toy_words, SLIDES, CLASSES, AnnotateConfig(level="cell", route="both"))
     image = annotate(toy_words, SLIDES, CLASSES, AnnotateConfig(level="cell", route="image"))
     other = annotate(toy_words, SLIDES, CLASSES, AnnotateConfig(level="cell", route="expression"))
     assert set(both.calibration) == {"image", "expression"}
@@ -76,6 +76,12 @@ def test_two_routes_share_the_label_and_their_disagreement_is_kept(toy_words):
     assert image.expression_score is None
     differs = np.array(image.label) != np.array(other.label)
     assert both.uncertainty[differs].mean() > 5 * both.uncertainty[~differs].mean()
+    unasked = annotate(toy_words, SLIDES, CLASSES, AnnotateConfig(level="cell"))
+    assert (unasked.label, unasked.probability.tolist()) == (
+        image.label,
+        image.probability.tolist(),
+    )
+    assert np.array_equal(unasked.uncertainty, both.uncertainty)
 
 
 def test_what_the_model_cannot_give_is_refused(toy_words):

@@ -108,7 +108,8 @@ def annotate(
 
     with m_c and sd_c of the reference units, s the temperature of training and sd the mean of the
     sd_c. With two routes p is their mean, and the uncertainty the Jensen-Shannon divergence of the
-    two in bits.
+    two in bits. Of cells p is the image's alone unless both routes are asked for by name: the
+    expression that is predicted of a cell is that of its surroundings in the main.
 
     Source: SpatialWhisperer's scoring. Departs from it: classes are calibrated, as a constant
     offset of a class moves labels though no AUROC; and the scores go back to the scale of cosines
@@ -142,7 +143,9 @@ def annotate(
     by_route = [
         probabilities(calibration[route], score, model.scale) for route, score in scores.items()
     ]
-    probability = np.mean(by_route, axis=0).astype(np.float32)
+    # of cells predicted expression says little, unless it is asked for
+    counted = by_route[:1] if config.level == "cell" and config.route is None else by_route
+    probability = np.mean(counted, axis=0).astype(np.float32)
     uncertainty = np.full(len(probability), np.nan, np.float32)
     if len(by_route) == 2:
         uncertainty = disagreement(*by_route)

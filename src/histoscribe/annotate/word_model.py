@@ -87,7 +87,7 @@ class AnnotateConfig:
             in the checkpoint, "transductive" the units that are annotated (then a label depends on
             what else is in the study), "none" nothing.
         route: "image", "expression" or "both"; None takes both where the model predicts
-            expression.
+            expression, and of cells lets the image alone choose the label.
         composite: How a class of several terms is scored from its members.
         abstention: "margin": unsure where the best class is less than `below` more probable than
             the next; "probability": where it is less probable than `below`; "none": never.
