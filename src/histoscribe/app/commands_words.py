@@ -10,6 +10,7 @@ import typer
 from histoscribe.app.commands_machine import Config, Json, Set
 from histoscribe.app.commands_study import Samples, StudyFolder
 from histoscribe.app.console import Voice
+from histoscribe.app.fit_words import ProfileEmbedding, RegionEmbedding
 from histoscribe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -180,6 +181,8 @@ def diagnose(
         Path | None, typer.Option("--terms", help="Terms whose bias is looked at too.")
     ] = None,
     ontology: Ontology = None,
+    profile_embedding: ProfileEmbedding = None,
+    region_embedding: RegionEmbedding = None,
     sample: Samples = None,
     json: Json = False,
 ) -> None:
@@ -192,13 +195,18 @@ def diagnose(
     from histoscribe.app.annotate_run import read_words
     from histoscribe.app.diagnose_run import diagnose_study
     from histoscribe.app.study import open_study
+    from histoscribe.readers.profile_features import read_region_features
 
     voice = Voice(json)
     opened = open_study(study)
     words = None if terms is None else read_words(terms, ontology)
     asked = _asked("region", "none", "image", ("measured", None, None), sample)
     model = _model(opened, run, checkpoint)
-    findings = diagnose_study(opened, model, asked, profiles, words)
+    if (profile_embedding is None) != (not region_embedding):
+        raise ConfigError("Give --profile-embedding and --region-embedding together, or neither.")
+    by, files = profile_embedding, region_embedding or []
+    vectors = None if by is None else read_region_features(files, by)
+    findings = diagnose_study(opened, model, asked, profiles, words, vectors)
     for one in findings:
         verdict = "good" if one.is_fine else "look"
         voice.write(

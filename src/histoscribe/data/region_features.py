@@ -38,6 +38,10 @@ class RegionFeatures:
     def __len__(self) -> int:
         return len(self.region_id)
 
+    def __str__(self) -> str:
+        """What they are, for people."""
+        return f"vectors {self.by} of {self.width} numbers"
+
     @property
     def width(self) -> int:
         """Numbers of a vector."""

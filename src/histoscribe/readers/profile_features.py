@@ -29,6 +29,8 @@ from histoscribe.data.region_features import RegionFeatures
 from histoscribe.errors import DataError, MismatchError
 from histoscribe.readers.cell_store import CellStore, open_cell_store
 
+measure: Any = pc  # its functions are made when it is imported, unseen by type checkers
+
 REGIONS, SLIDES = ("region_id", "region"), ("slide_id", "slide", "sample")
 FEATURES = "features"
 """The column of a Parquet table that holds the vectors, where none has the embedding's name."""
@@ -83,7 +85,7 @@ def cell_vectors(store: CellStore, key: str) -> CellVectors:
             f"{store.path}: no obsm {key!r} with a vector a row; it has {there}. Name the one that "
             "the other model wrote"
         )
-    stored = store.obsm[key]
+    stored: Any = store.obsm[key]
     if not isinstance(stored, (np.ndarray, h5py.Dataset, zarr.Array, pd.DataFrame)):
         stored = ad.io.read_elem(stored)
     if isinstance(stored, pd.DataFrame):
@@ -229,7 +231,7 @@ def _lists(
     if not is_list or not (pa.types.is_floating(inner) or pa.types.is_integer(inner)):
         raise DataError(f"{path}: vectors are of type {kind}; wanted a list of numbers a row")
     there = column.drop_null()
-    lengths = set(pc.list_value_length(there).to_pylist())
+    lengths = set(measure.list_value_length(there).to_pylist())
     lengths |= set() if before is None else {before.shape[1]}
     if len(lengths) != 1:
         said = ", ".join(map(str, sorted(lengths)[:5])) or "none"
