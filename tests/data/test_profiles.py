@@ -97,3 +97,29 @@ def test_texts_of_profiles_stand_once_and_gaps_are_none():
     twice = PROFILES.take(np.array([0, 0, 1, 2]).astype(int)[1:])
     assert texts_of(twice).text == ("B cell", "T cell")
     assert texts_of(replace(PROFILES, text_key=None)).text_key == ("b cell", "t cell")
+
+
+def test_vectors_of_another_model_go_along(tmp_path):
+    vectors = np.array([[1, 2], [np.nan, np.nan], [3, 4]], np.float32)
+    some = replace(PROFILES, features=vectors, features_by="X_other").take(np.array([2, 1]))
+    np.testing.assert_array_equal(some.features, vectors[[2, 1]])
+    write_profiles(some, tmp_path)
+    back = read_profiles(tmp_path)
+    np.testing.assert_array_equal(back.features, some.features)
+    assert back.features_by == "X_other"
+    renamed = back.rename(("g1", "g2", "g2", "g4"), "symbol")
+    np.testing.assert_array_equal(renamed.features, some.features)
+
+
+@pytest.mark.parametrize(
+    ("features", "by", "match"),
+    [
+        (np.ones((3, 2), np.float32), None, "together"),
+        (None, "X_other", "together"),
+        (np.ones((2, 2), np.float32), "X_other", "shape"),
+        (np.array([[1, 2], [np.nan, 1], [0, 0]], np.float32), "X_other", "vector 1"),
+    ],
+)
+def test_vectors_that_are_none_are_refused(features, by, match):
+    with pytest.raises(DataError, match=match):
+        replace(PROFILES, features=features, features_by=by)

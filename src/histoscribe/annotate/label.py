@@ -227,7 +227,7 @@ def embed_units(model: WordModel, slides: Sequence[SlideData], config: AnnotateC
     """The regions or the cells of the slides, by the routes asked for.
 
     Raises:
-        ConfigError: The model predicts no expression and that route was asked for.
+        ConfigError: The model cannot embed predicted expression, and that route was asked for.
         DataError: None of the units has a nucleus.
     """
     if not slides:
@@ -242,8 +242,9 @@ def embed_units(model: WordModel, slides: Sequence[SlideData], config: AnnotateC
             embedding["expression"] = check_unit_rows(rows, config.level)
         elif config.route is not None:
             raise ConfigError(
-                f"{model.model_id} predicts no expression, so there is no expression route; take "
-                "the image route, or fit with objective joint"
+                f"{model.model_id} has no expression route: it predicts no expression (fit with "
+                "objective joint), or reads profiles by vectors of another model (fit without a "
+                "profile embedding); take the image route"
             )
     units = _name_units(slides, config.level, embedding)
     _check_rows(units, config.level)

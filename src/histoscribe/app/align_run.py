@@ -21,9 +21,11 @@ from histoscribe.errors import ConfigError, DataError
 from histoscribe.readers.image_text import ImageTexts, read_image_texts
 from histoscribe.readers.labelled_cells import read_labelled_cells
 from histoscribe.readers.marker_lists import read_marker_sets
+from histoscribe.readers.profile_features import read_region_features
 from histoscribe.readers.text_table import read_texts
 from histoscribe.train.align import TextSource, fit_align
 from histoscribe.train.align_checkpoint import AlignCheckpoint
+from histoscribe.train.align_features import count_vectors, vectors_of_regions
 from histoscribe.train.align_genes import Words, name_words
 from histoscribe.train.align_text import find_text_tower
 from histoscribe.train.assemble import SlideData
@@ -47,6 +49,8 @@ class WordFiles:
         texts: A table of further wordings.
         image_texts: A table of texts of slides or regions.
         text_tower: Fetched weights by name, a folder, or a hub id.
+        region_embedding: Vectors that another model made of the regions, beside those that it made
+            of the labelled cells.
     """
 
     labelled: tuple[str, ...] = ()
@@ -54,10 +58,41 @@ class WordFiles:
     texts: Path | None = None
     image_texts: Path | None = None
     text_tower: str = DEFAULT_TOWER
+    region_embedding: tuple[Path, ...] = ()
+
+    def check(self, embedding: str | None) -> None:
+        """Refuse files that do not go with the vectors that profiles are read by, or with none.
+
+        Raises:
+            ConfigError: Nothing is said of any expression, or files and vectors do not go together.
+        """
+        if not self.labelled and not self.markers and self.image_texts is None:
+            raise ConfigError(
+                "nothing says what expression means: give labelled cells with --labelled, marker "
+                "lists with --markers, or texts of images with --image-texts"
+            )
+        if embedding is None and self.region_embedding:
+            raise ConfigError(
+                "--region-embedding gives vectors of regions; name those of the labelled cells "
+                "with --profile-embedding KEY, or leave both out"
+            )
+        if embedding is None:
+            return
+        if not self.region_embedding:
+            raise ConfigError(
+                f"--profile-embedding {embedding} reads profiles by vectors of another model; give "
+                "its vectors of the regions with --region-embedding"
+            )
+        if self.markers:
+            raise ConfigError(
+                f"marker lists have no vector {embedding}: leave --markers out, or fit without "
+                "--profile-embedding"
+            )
 
     def to_record(self) -> dict[str, Any]:
         """What of the files makes a run another one."""
         paths = [split_labelled(one)[0] for one in self.labelled]
+        paths += [*self.region_embedding]
         paths += [*self.markers, *(p for p in (self.texts, self.image_texts) if p is not None)]
         missing = next((path for path in paths if not path.exists()), None)
         if missing is not None:
@@ -97,15 +132,11 @@ def fit_words_run(
         is_replacing: Delete a finished run of other settings.
 
     Raises:
-        ConfigError: The run exists with other settings, or nothing is said of any expression.
+        ConfigError: The run exists with other settings, or files do not go together.
         DataError: Samples are not prepared, or a file does not hold up.
         MissingExtra: No such device, or the text tower is not to be had.
     """
-    if not files.labelled and not files.markers and files.image_texts is None:
-        raise ConfigError(
-            "nothing says what expression means: give labelled cells with --labelled, marker lists "
-            "with --markers, or texts of images with --image-texts"
-        )
+    files.check(config.align.profile_embedding)
     folder = study.run_folder(run)
     source = None if start is None else Checkpoint.load(start)
     record: dict[str, Any] = {"run": run, "config": values_of(config), "words": files.to_record()}
@@ -119,8 +150,15 @@ def fit_words_run(
     if source is not None:
         check_unseen(source, sides.slides, sides.split)
     words, images = read_words_of(files, config, voice)
-    words = name_words(words, training, voice.say)
     check_own_texts(words, files.texts)
+    if config.align.profile_embedding is None:
+        words = name_words(words, training, voice.say)
+    else:  # by vectors no gene is met
+        vectors, n_regions = vectors_of_regions(words, config.align), sum(map(len, training))
+        voice.say(
+            f"{count_vectors(vectors, training):,} of {n_regions:,} training regions have "
+            f"{vectors}; align.loss = {config.align.loss}, align.gene_space = learned"
+        )
     slides = sides.slides if images is None else attach_texts(images, sides.slides)
     text = TextSource(find_text_tower(files.text_tower), files.text_tower)
     write_json(folder / "run.json", record)
@@ -161,11 +199,11 @@ def read_words_of(
     files: WordFiles, config: RunConfig, voice: Voice
 ) -> tuple[Words, ImageTexts | None]:
     """Everything that is said, genes named as in the files."""
-    profiles = []
+    profiles, by = [], config.align.profile_embedding
     for one in files.labelled:
         path, column = split_labelled(one)
         settings = config.labelled if column is None else replace(config.labelled, label=column)
-        read = read_labelled_cells(path, settings)
+        read = read_labelled_cells(path, settings, embedding=by)
         voice.say(f"{path.name}: {read.report.describe()}")
         profiles.append((read.profiles, read.texts))
     markers = tuple(one for path in files.markers for one in read_marker_sets(path))
@@ -175,7 +213,8 @@ def read_words_of(
     texts = [texts for _, texts in profiles]
     texts += [] if images is None else [images.texts]
     texts += [] if files.texts is None else [read_texts(files.texts)]
-    return Words(tuple(own for own, _ in profiles), markers, tuple(texts)), images
+    vectors = None if by is None else read_region_features(files.region_embedding, by)
+    return Words(tuple(own for own, _ in profiles), markers, tuple(texts), vectors), images
 
 
 def check_own_texts(words: Words, path: Path | None) -> None:

@@ -8,12 +8,22 @@ import typer
 
 from histoscribe.app.commands_machine import Config, Json, Set
 from histoscribe.app.console import Voice
+from histoscribe.app.fit_words import (
+    BENEATH,
+    ImageTexts,
+    Labelled,
+    Markers,
+    ProfileEmbedding,
+    RegionEmbedding,
+    Texts,
+    TextTowerName,
+    fit_words,
+    refuse_words,
+)
 from histoscribe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from histoscribe.app.config import RunConfig
     from histoscribe.app.runs import Outcome
-    from histoscribe.app.study import Study
 
 StudyFolder = Annotated[Path, typer.Argument(metavar="STUDY", help="The study folder.")]
 Samples = Annotated[
@@ -173,21 +183,13 @@ def fit(
         str,
         typer.Option(help="expression; align (images, genes and words in one space); joint: both."),
     ] = "expression",
-    labelled: Annotated[
-        list[str] | None,
-        typer.Option(metavar="H5AD[:COLUMN]", help="Labelled cells; may be repeated."),
-    ] = None,
-    markers: Annotated[
-        list[Path] | None, typer.Option(help="Marker lists: .gmt, .json or .csv; may be repeated.")
-    ] = None,
-    texts: Annotated[Path | None, typer.Option(help="Your own wordings: label, text.")] = None,
-    image_texts: Annotated[
-        Path | None, typer.Option(help="Texts of slides or regions: slide_id, region_id, text.")
-    ] = None,
-    text_tower: Annotated[
-        str | None,
-        typer.Option(metavar="NAME|FOLDER|HUB-ID", help="By default all-minilm-l6-v2."),
-    ] = None,
+    labelled: Labelled = None,
+    markers: Markers = None,
+    profile_embedding: ProfileEmbedding = None,
+    region_embedding: RegionEmbedding = None,
+    texts: Texts = None,
+    image_texts: ImageTexts = None,
+    text_tower: TextTowerName = None,
     config: Config = None,
     set: Set = None,
     json: Json = False,
@@ -226,19 +228,18 @@ def fit(
             f"--mode {mode} says how to go on from a checkpoint; name one with --from"
         )
     words = {"labelled": labelled, "markers": markers, "texts": texts, "image_texts": image_texts}
+    words |= {"profile_embedding": profile_embedding, "region_embedding": region_embedding}
     words["text_tower"] = text_tower
     if objective != "expression":
         flags["align"] = {"objective": objective, "seed": seed}
-        settings = load_config(config, set or [], flags)
+        flags["align"]["profile_embedding"] = profile_embedding
+        beneath = BENEATH if profile_embedding else {}
+        settings = load_config(config, set or [], flags, beneath)
         if search:
             raise ConfigError("--search tries settings of the objective expression alone")
-        _fit_words(opened, run, settings, words, voice, start, is_replacing=replace)
+        fit_words(opened, run, settings, words, voice, start, is_replacing=replace)
         return
-    strange = next((name for name, value in words.items() if value), None)
-    if strange is not None:
-        raise ConfigError(
-            f"--{strange.replace('_', '-')} goes with --objective align or joint; add one of them"
-        )
+    refuse_words(words)
     settings = load_config(config, set or [], flags)
     with hold(opened):
         fit_run(
@@ -326,33 +327,6 @@ def predict(
     for path in paths:
         voice.say(str(path))
     voice.result({"predictions": [str(path) for path in paths]})
-
-
-def _fit_words(
-    opened: "Study",
-    run: str,
-    settings: "RunConfig",
-    words: dict[str, Any],
-    voice: Voice,
-    start: Path | None,
-    *,
-    is_replacing: bool,
-) -> None:
-    """Fit a space of images, genes and words, and say where it is."""
-    from histoscribe.app.align_run import WordFiles, fit_words_run
-
-    given = {name: value for name, value in words.items() if value}
-    for name in ("labelled", "markers"):
-        given[name] = tuple(given.get(name, ()))
-    files = WordFiles(**given)
-    with opened.lock():
-        checkpoint = fit_words_run(
-            opened, run, settings, files, voice, start=start, is_replacing=is_replacing
-        )
-    folder = opened.run_folder(run) / "checkpoint"
-    voice.say(f"Next: histoscribe annotate {opened.folder} --run {run} --terms terms.txt")
-    scores = [net["best_score"] for net in checkpoint.report]
-    voice.result({"checkpoint": str(folder), "model_id": checkpoint.model_id, "held_out": scores})
 
 
 def _split_flags(unit: str | None, test: list[str]) -> dict[str, object]:

@@ -10,6 +10,7 @@ import typer
 from histoscribe.app.commands_machine import Config, Json, Set
 from histoscribe.app.commands_study import Samples, StudyFolder
 from histoscribe.app.console import Voice
+from histoscribe.app.fit_words import ProfileEmbedding, RegionEmbedding
 from histoscribe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -191,6 +192,8 @@ def diagnose(
         Path | None, typer.Option("--terms", help="Terms whose bias is looked at too.")
     ] = None,
     ontology: Ontology = None,
+    profile_embedding: ProfileEmbedding = None,
+    region_embedding: RegionEmbedding = None,
     sample: Samples = None,
     json: Json = False,
 ) -> None:
@@ -203,6 +206,7 @@ def diagnose(
     from histoscribe.app.annotate_run import load_words_model, read_words
     from histoscribe.app.diagnose_run import diagnose_study, find_profiles
     from histoscribe.app.study import open_study
+    from histoscribe.readers.profile_features import read_region_features
 
     voice = Voice(json)
     opened = open_study(study)
@@ -210,7 +214,12 @@ def diagnose(
     asked = _asked("region", "none", "image", ("measured", None, None), sample)
     home = _checkpoint(opened, run, checkpoint)
     model = load_words_model(home)
-    findings = diagnose_study(opened, model, asked, profiles or find_profiles(home), words)
+    if (profile_embedding is None) != (not region_embedding):
+        raise ConfigError("Give --profile-embedding and --region-embedding together, or neither.")
+    by, files = profile_embedding, region_embedding or []
+    vectors = None if by is None else read_region_features(files, by)
+    stored = profiles or find_profiles(home)
+    findings = diagnose_study(opened, model, asked, stored, words, vectors)
     for one in findings:
         verdict = "good" if one.is_fine else "look"
         voice.write(

@@ -93,7 +93,10 @@ class RunConfig:
 
 
 def load_config(
-    path: Path | None, assignments: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+    path: Path | None,
+    assignments: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+    beneath: Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """Defaults, below a file, below `--set`, below named flags.
 
@@ -101,13 +104,14 @@ def load_config(
         path: YAML, or None.
         assignments: Words as `fit.max_epochs=20`.
         flags: Nested values of named flags; None means that a flag was not given.
+        beneath: Nested values in place of some defaults, as what else is asked for wants them.
 
     Raises:
         ConfigError: A key is unknown (with the nearest known name), or a value is of the wrong
             type or range.
         DataError: The file is missing.
     """
-    values = read_yaml(path) if path else {}
+    values = overlay(beneath or {}, read_yaml(path) if path else {})
     for text in assignments:
         values = overlay(values, parse_assignment(text))
     return make_config(overlay(values, _given(flags or {})))

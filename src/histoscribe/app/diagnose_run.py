@@ -12,16 +12,23 @@ from histoscribe.annotate.word_model import AnnotateConfig, WordModel
 from histoscribe.app.annotate_run import Asked, Words, load_places
 from histoscribe.app.study import Study
 from histoscribe.data.profiles import Profiles
+from histoscribe.data.region_features import RegionFeatures
 from histoscribe.data.regions import Regions
 from histoscribe.data.store import read_profiles
 from histoscribe.data.texts import key_of
 from histoscribe.errors import ConfigError, DataError
 from histoscribe.evaluate.diagnose import Chain, Finding, diagnose
+from histoscribe.train.align_features import count_vectors
 from histoscribe.train.assemble import SlideData
 
 
 def diagnose_study(
-    study: Study, model: WordModel, asked: Asked, profiles: Sequence[Path], words: Words | None
+    study: Study,
+    model: WordModel,
+    asked: Asked,
+    profiles: Sequence[Path],
+    words: Words | None,
+    vectors: RegionFeatures | None = None,
 ) -> list[Finding]:
     """Look at the chain from the measured regions of a study to labelled profiles and their texts.
 
@@ -31,13 +38,17 @@ def diagnose_study(
         asked: Which samples.
         profiles: Folders of stored profiles whose texts are looked at.
         words: Classes whose bias is looked at; None for none.
+        vectors: Of the regions, where the model reads profiles by vectors of another model.
 
     Raises:
         DataError: Nothing is measured, or no profile has a text.
+        MismatchError: The model reads profiles by other vectors, or these regions have none.
     """
     slides = [slide for _, slide in load_places(study, model, asked)]
+    if vectors is not None:
+        count_vectors(vectors, [slide.regions for slide in slides])
     stored = [read_profiles(folder) for folder in profiles]
-    return diagnose(chain_of(model, slides, stored, words, asked.config))
+    return diagnose(chain_of(model, slides, stored, words, asked.config, vectors))
 
 
 def find_profiles(checkpoint: Path) -> list[Path]:
@@ -61,6 +72,7 @@ def chain_of(
     profiles: Sequence[Profiles],
     words: Words | None,
     config: AnnotateConfig,
+    vectors: RegionFeatures | None = None,
 ) -> Chain:
     """Everything that `diagnose` looks at, embedded."""
     image, gene = [], []
@@ -68,7 +80,7 @@ def chain_of(
         if slide.regions.expression is None:
             continue
         rows = model.embed_regions([slide])
-        measured = model.embed_profiles(profiles_of(slide.regions))
+        measured = model.embed_profiles(profiles_of(slide.regions, vectors))
         is_known = np.isfinite(rows).all(axis=1) & np.isfinite(measured).all(axis=1)
         image.append(rows[is_known])
         gene.append(measured[is_known])
@@ -97,8 +109,8 @@ def chain_of(
     )
 
 
-def profiles_of(regions: Regions) -> Profiles:
-    """Measured regions as profiles: what was measured, without where.
+def profiles_of(regions: Regions, vectors: RegionFeatures | None = None) -> Profiles:
+    """Measured regions as profiles: what was measured, without where; and their vectors, if any.
 
     Raises:
         DataError: Nothing was measured.
@@ -115,6 +127,8 @@ def profiles_of(regions: Regions) -> Profiles:
         provenance=regions.provenance,
         platform=(regions.platform,) * len(regions),
         donor_id=regions.patient_id,
+        features=None if vectors is None else vectors.of(regions),
+        features_by=None if vectors is None else vectors.by,
     )
 
 

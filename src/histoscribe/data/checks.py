@@ -94,6 +94,26 @@ def check_types(
         )
 
 
+def check_vectors(by: str | None, vectors: np.ndarray | None, n_rows: int) -> None:
+    """Refuse vectors of another model that have no name, or are numbers in part."""
+    if not by or by != by.strip() or vectors is None:
+        raise DataError(
+            f"vectors of profiles are called {by!r}; give vectors and a name together, or neither"
+        )
+    check_array(f"vectors {by}", vectors, np.float32, (n_rows, None))
+    if not vectors.shape[1]:
+        raise DataError(f"vectors {by} have no number each; give those of a model")
+    for start in range(0, n_rows, CHUNK):
+        some = vectors[start : start + CHUNK]
+        is_whole = np.isfinite(some).all(axis=1) | np.isnan(some).all(axis=1)
+        if not is_whole.all():
+            row = start + int(np.argmin(is_whole))
+            raise DataError(
+                f"vector {row} of {by} is not finite; mend it, or write NaN throughout for none"
+            )
+        release(vectors)
+
+
 def check_distinct(what: str, names: Sequence[str], where: str, mend: str) -> None:
     """Refuse names that are empty or stand twice, saying where."""
     first: dict[str, int] = {}

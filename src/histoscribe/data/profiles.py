@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Int, Int64
+from jaxtyping import Bool, Float32, Int, Int64
 from scipy.sparse import csr_array
 
 from histoscribe.data.checks import (
     check_distinct,
     check_length,
     check_observed,
+    check_vectors,
     freeze,
     tidy_expression,
 )
@@ -41,6 +42,8 @@ class Profiles:
             it. Left out, it is known of none.
         donor_id: Who each profile is of, "" where it is not known or they are several; what
             splits are made by. Left out, it is known of none.
+        features: A vector a profile that another model made of it, NaN for one without; or None.
+        features_by: What those vectors are called; equal names are vectors of one model.
     """
 
     profile_id: tuple[str, ...]
@@ -54,6 +57,8 @@ class Profiles:
     text_key: tuple[str, ...] | None = None
     platform: tuple[str, ...] = ()
     donor_id: tuple[str, ...] = ()
+    features: Float32[np.ndarray, "profile feature"] | None = None
+    features_by: str | None = None
 
     def __post_init__(self) -> None:
         check_distinct("profile_id", self.profile_id, "row", "rename or drop the duplicates")
@@ -68,7 +73,9 @@ class Profiles:
         for name in PER_ROW:
             if getattr(self, name) is not None:
                 check_length(name, getattr(self, name), len(self))
-        freeze(self, "gene_observed")
+        if self.features is not None or self.features_by is not None:
+            check_vectors(self.features_by, self.features, len(self))
+        freeze(self, "gene_observed", "features")
 
     def __len__(self) -> int:
         return len(self.profile_id)
@@ -80,7 +87,10 @@ class Profiles:
             for name in ("profile_id", *PER_ROW)
             if getattr(self, name) is not None
         }
-        return replace(self, **names, expression=csr_array(self.expression[rows]))
+        features = None if self.features is None else self.features[rows]
+        return replace(
+            self, **names, expression=csr_array(self.expression[rows]), features=features
+        )
 
     def align(self, genes: GenePanel) -> "Profiles":
         """The same profiles with the columns of this panel; genes it lacks are not observed.

@@ -148,7 +148,10 @@ def table_as_regions(table: ad.AnnData) -> Regions:
 
 
 def profiles_as_table(profiles: Profiles) -> ad.AnnData:
-    """X expression (CSR); obs `label`, `text`, `text_key`, `platform`, `donor_id`."""
+    """X expression (CSR); obs `label`, `text`, `text_key`, `platform`, `donor_id`.
+
+    Vectors of another model are obsm `features`, their name uns `features_by`.
+    """
     obs = pd.DataFrame(index=pd.Index(profiles.profile_id, dtype=object))
     for name in PER_ROW:
         if getattr(profiles, name) is not None:
@@ -157,11 +160,13 @@ def profiles_as_table(profiles: Profiles) -> ad.AnnData:
         X=profiles.expression,
         obs=obs,
         var=_genes(profiles.genes, profiles.gene_observed),
+        obsm={} if profiles.features is None else {"features": profiles.features},
         uns=_facts(
             "profiles",
             profiles.provenance,
             expression_unit=profiles.expression_unit,
             gene_namespace=profiles.genes.namespace,
+            **({} if profiles.features_by is None else {"features_by": profiles.features_by}),
         ),
     )
 
@@ -181,6 +186,8 @@ def table_as_profiles(table: ad.AnnData) -> Profiles:
         text_key=_strings(table.obs, "text_key"),
         platform=_strings(table.obs, "platform") or (),
         donor_id=_strings(table.obs, "donor_id") or (),
+        features=_floats(table.obsm["features"]) if "features" in table.obsm else None,
+        features_by=_word(uns, "features_by") if "features_by" in uns else None,
     )
 
 

@@ -211,6 +211,14 @@ class Trimodal(nn.Module):
             )
         return unit(self.gene_head(features))
 
+    def embed_rows(
+        self, z: Float[Tensor, "profile column"], is_observed: Bool[Tensor, "profile column"]
+    ) -> Float[Tensor, "profile e"]:
+        """e_G of what the model reads of profiles: the whole table of genes, or features."""
+        if self.config.has_gene_tower:
+            return self.embed_profiles(z, is_observed)
+        return self.embed_profile_features(z)
+
     def embed_texts(self, features: Float[Tensor, "text feature"]) -> Float[Tensor, "text e"]:
         """e_T of texts.
 

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +68,23 @@ class CellStore:
         path: Where it lies.
         obs: Metadata of the cells.
         matrices: By name, in the order in which counts are looked for.
+        obsm: What else there is of each cell, as on disk: a group or a mapping, read by
+            `cell_vectors`.
     """
 
     path: Path
     obs: pd.DataFrame
     matrices: Mapping[str, CellMatrix]
+    obsm: Any = field(default_factory=dict)
 
 
 @contextmanager
-def open_cell_store(path: Path) -> Iterator[CellStore]:
+def open_cell_store(path: Path, *, has_matrix: bool = True) -> Iterator[CellStore]:
     """Open AnnData on disk.
+
+    Args:
+        path: Where it lies, .h5ad or .zarr.
+        has_matrix: Whether a matrix is wanted.
 
     Raises:
         DataError: Missing, unreadable, or without cells or a matrix.
@@ -101,7 +108,7 @@ def open_cell_store(path: Path) -> Iterator[CellStore]:
                 f"{path}: cannot be read as AnnData ({' '.join(str(fault).split())}); copy it again"
             ) from fault
     try:
-        if store.obs.empty or not store.matrices:
+        if not len(store.obs) or (has_matrix and not store.matrices):
             raise DataError(f"{path}: no cells or no matrix; wanted cells x genes")
         yield store
     finally:
@@ -151,7 +158,7 @@ def _lazy(path: Path, root: Any) -> CellStore:  # noqa: ANN401 - a group of h5py
         )
     if "X" in root:
         matrices["X"] = CellMatrix("X", _on_disk(root["X"]), var)
-    return CellStore(path, _table(root["obs"]), matrices)
+    return CellStore(path, _table(root["obs"]), matrices, root.get("obsm", {}))
 
 
 def _table(stored: Any) -> pd.DataFrame:  # noqa: ANN401 - a group of h5py or zarr
@@ -176,7 +183,7 @@ def _held(path: Path) -> CellStore:
         matrices[f"layers/{name}"] = CellMatrix(f"layers/{name}", _plain(layer), table.var)
     if table.X is not None:
         matrices["X"] = CellMatrix("X", _plain(table.X), table.var)
-    return CellStore(path, table.obs, matrices)
+    return CellStore(path, table.obs, matrices, table.obsm)
 
 
 def _plain(matrix: Any) -> Any:  # noqa: ANN401 - whatever AnnData holds

@@ -2,9 +2,10 @@
 
 A profile is the mean of all cells of one annotation (pseudobulk), or one cell. Both are in CP10k
 over the genes of the file, so that cells of all depths weigh the same, and stored as log1p of it.
+Vectors that another model made of the cells come along: of a mean, the mean of its cells'.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from histoscribe.readers.cell_groups import (
 )
 from histoscribe.readers.cell_scale import CellScale, FoundScale, find_cell_scale, to_linear
 from histoscribe.readers.cell_store import CellMatrix, CellStore, genes_of, open_cell_store
+from histoscribe.readers.profile_features import cell_vectors, mean_vectors
 
 LOOKED_IN = ("raw", "layers/counts", "layers/raw_counts", "layers/raw", "X")
 """Other layers, as of spliced reads, are read when they are named."""
@@ -132,7 +134,10 @@ class _Made(NamedTuple):
 
 
 def read_labelled_cells(
-    path: Path, config: LabelledCellsConfig | None = None, own: Texts | None = None
+    path: Path,
+    config: LabelledCellsConfig | None = None,
+    own: Texts | None = None,
+    embedding: str | None = None,
 ) -> LabelledCells:
     """Read labelled cells.
 
@@ -142,15 +147,18 @@ def read_labelled_cells(
         path: AnnData, .h5ad or .zarr; CELLxGENE's columns are known.
         config: How; None for the defaults.
         own: The user's texts by key or name of a cell type: more wordings.
+        embedding: An `obsm` of vectors that another model made of the cells, to be read too.
 
     Raises:
         DataError: Unreadable; a column that is missing or not told; values whose scale cannot be
-            told, or that are scaled (negative) with no others in the file; nothing left.
+            told, or that are scaled (negative) with no others in the file; nothing left; no such
+            vectors.
     """
     config = config or LabelledCellsConfig()
     with open_cell_store(path) as store:
         about, notes = read_annotations(store, config)
         source = _choose_matrix(store, config)
+        vectors = None if embedding is None else cell_vectors(store, embedding)
         is_named = (about["label"].ne("") | about["text"].ne("")).to_numpy()
         has_genes = _n_genes_of_cells(source.matrix) >= max(config.min_genes, 1)
         kept = np.flatnonzero(is_named & has_genes)
@@ -167,8 +175,12 @@ def read_labelled_cells(
                 f"{path}: no annotation has {config.min_cells} cells ({small[0]}); lower min_cells"
             )
         expression = _collect(source, rows)
-    made = _provenance(path, source, config)
-    profiles, wordings = _profiles(_Made(expression, source.genes, made), about, rows, config)
+        features = None if vectors is None else mean_vectors(vectors, *rows)
+    made = _Made(expression, source.genes, _provenance(path, source, config, embedding))
+    profiles, wordings = _profiles(made, about, rows, config)
+    if features is not None:
+        profiles = replace(profiles, features=features, features_by=embedding)
+        notes = (*notes, f"{features.shape[1]} numbers a profile by {embedding}")
     report = CellsReport(
         matrix=source.matrix.name,
         scale=source.found.scale,
@@ -301,9 +313,12 @@ def _texts(profiles: Profiles, wordings: Texts, own: Texts | None) -> Texts:
     return join_texts([texts, rekey_texts(own, labels, keys)])
 
 
-def _provenance(path: Path, source: _Source, config: LabelledCellsConfig) -> Provenance:
+def _provenance(
+    path: Path, source: _Source, config: LabelledCellsConfig, embedding: str | None
+) -> Provenance:
+    found = {"matrix": source.matrix.name, "scale": source.found.scale}
     return Provenance(
         f"histoscribe {__version__} read_labelled_cells",
-        {**asdict(config), "matrix": source.matrix.name, "scale": source.found.scale},
+        {**asdict(config), **found, **({} if embedding is None else {"embedding": embedding})},
         {"cells": hash_file(path) if path.is_file() else hash_folder(path)},
     )

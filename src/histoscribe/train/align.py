@@ -49,7 +49,8 @@ from histoscribe.train.align_embed import (
     embed_expression_of_cells,
     take_some_blocks,
 )
-from histoscribe.train.align_genes import GeneSide, Words, make_gene_side, name_words, pair_genes
+from histoscribe.train.align_features import make_profile_side
+from histoscribe.train.align_genes import GeneSide, Words, name_words, pair_genes
 from histoscribe.train.align_loop import AlignedNet, AlignTask, align_net
 from histoscribe.train.align_step import Aligner
 from histoscribe.train.align_text import TextPart, keep_text
@@ -124,8 +125,8 @@ def fit_align(  # noqa: PLR0913 - the data; then, by name, one setting of each p
 
     Raises:
         DataError: A training slide is missing or has no expression, or no profile has a text.
-        MismatchError: Slides differ in encoder, profiles share no gene with the slides, a net
-            diverged, or the start has seen a slide that is to be tested.
+        MismatchError: Slides differ in encoder, profiles share no gene with the slides (or no
+            vectors), a net diverged, or the start has seen a slide that is to be tested.
         ConfigError: A setting is not known.
         MissingExtra: This machine has no such device.
     """
@@ -134,8 +135,9 @@ def fit_align(  # noqa: PLR0913 - the data; then, by name, one setting of each p
     ready = make_ready(
         slides, split, panel, config=fit, bags=bags, model_settings=model_settings, start=start
     )
-    words = name_words(words, [slide.regions for slide in ready.assembled.slides])
-    genes = make_gene_side(ready.assembled, ready.panel, words, config)
+    if config.profile_embedding is None:
+        words = name_words(words, [slide.regions for slide in ready.assembled.slides])
+    genes = make_profile_side(ready.assembled, ready.panel, words, config)
     settings = _settings(ready, fit, genes, text.tower, config)
     provenance = _provenance(ready, fit, (words, text.tower, config))
     lora = LoraSettings() if start is None else start.config.lora
@@ -168,6 +170,7 @@ def _settings(
             bitro=BitroConfig(**bitro),
             n_text=tower.width,
             n_more_genes=len(genes.table) - len(ready.panel),
+            n_profile_features=genes.n_features,
             gene_space=config.gene_space,
             embedding_width=config.embedding_width,
             gene_width=config.gene_width,
@@ -365,7 +368,7 @@ def _references(
     kept = {"region/image": [embed_bags(net, bags) for net in nets]}
     if nets[0].bitro.config.has_cells:
         kept["cell/image"] = [embed_cells(net, blocks)[cells] for net in nets]
-    if checkpoint.has_expression:
+    if checkpoint.has_expression_route:
         kept["region/expression"] = [embed_expression_of_bags(net, bags) for net in nets]
         if nets[0].bitro.config.has_cells:
             kept["cell/expression"] = [embed_expression_of_cells(n, blocks)[cells] for n in nets]
@@ -380,6 +383,8 @@ def _provenance(
     inputs = dict(below.inputs)
     for number, profiles in enumerate(words.profiles):
         inputs[f"profiles{number}"] = profiles.provenance.key
+    if words.region_features is not None:
+        inputs["region_features"] = words.region_features.provenance.key
     markers = repr([(one.term, one.genes, one.weights) for one in words.markers])
     texts = repr(([(one.text_key, one.text) for one in words.texts], _said_of_bags(ready)))
     inputs["markers"] = hashlib.sha256(markers.encode()).hexdigest()

@@ -24,9 +24,7 @@ from histoscribe.data.provenance import Provenance
 from histoscribe.data.regions import RegionSize
 from histoscribe.data.splits import Split
 from histoscribe.errors import ConfigError, DataError, MismatchError
-from histoscribe.models.bitro_config import BitroConfig
 from histoscribe.models.trimodal import Trimodal
-from histoscribe.models.trimodal_config import TrimodalConfig
 from histoscribe.train.align_embed import (
     embed_bags,
     embed_cells,
@@ -34,6 +32,7 @@ from histoscribe.train.align_embed import (
     embed_expression_of_cells,
     predict_bags,
 )
+from histoscribe.train.align_features import profile_rows
 from histoscribe.train.align_store import (
     FORMAT,
     RECORD,
@@ -41,6 +40,8 @@ from histoscribe.train.align_store import (
     SCALING,
     TEXT,
     WEIGHTS,
+    build_net,
+    config_of,
     pack_adapters,
     pack_nets,
     read_parts,
@@ -49,7 +50,8 @@ from histoscribe.train.align_store import (
 from histoscribe.train.align_text import TextPart
 from histoscribe.train.assemble import SlideData, assemble, cut_bags
 from histoscribe.train.checkpoint import Adapters, Checkpoint
-from histoscribe.train.gene_standardiser import GeneStandardiser, gene_values
+from histoscribe.train.feature_standardiser import FeatureStandardiser
+from histoscribe.train.gene_standardiser import GeneStandardiser
 from histoscribe.train.lora import merge
 from histoscribe.train.scaling import Scaling
 
@@ -72,7 +74,7 @@ class AlignCheckpoint:
         scaling: What was fitted beside the nets, as in `Checkpoint`.
         panel: Genes whose expression is predicted, the first of the table.
         table: All genes that profiles are read by.
-        standardiser: Of the table's genes.
+        standardiser: Of the table's genes, or of the vectors that stand in for them.
         text: The text tower.
         bags: How bags are cut.
         encoder_id: Encoder of the cells it was trained on.
@@ -92,7 +94,7 @@ class AlignCheckpoint:
     scaling: Scaling
     panel: GenePanel
     table: GenePanel
-    standardiser: GeneStandardiser
+    standardiser: GeneStandardiser | FeatureStandardiser
     text: TextPart
     bags: BagConfig
     encoder_id: str
@@ -126,11 +128,22 @@ class AlignCheckpoint:
         config = self.settings["align"]
         return config["objective"] == "joint" and config["expression_weight"] > 0
 
+    @property
+    def profile_embedding(self) -> str | None:
+        """What the vectors are called that profiles are read by; None for genes."""
+        own = self.standardiser
+        return own.by if isinstance(own, FeatureStandardiser) else None
+
+    @property
+    def has_expression_route(self) -> bool:
+        """Whether what it predicts can be embedded: not by vectors of another model."""
+        return self.has_expression and self.profile_embedding is None
+
     def build(self) -> list[Trimodal]:
         """The nets, in eval mode, adapters merged; kept for the next call."""
         if "nets" not in self._built:
-            config = _config(self.model_settings)
-            self._built["nets"] = [_build(config, net) for net in self._merged()]
+            config = config_of(self.model_settings)
+            self._built["nets"] = [build_net(config, net) for net in self._merged()]
         return self._built["nets"]
 
     def embed_regions(self, slides: Sequence[SlideData]) -> Rows:
@@ -151,33 +164,28 @@ class AlignCheckpoint:
     def embed_by_expression(self, slides: Sequence[SlideData], level: str) -> Rows | None:
         """The same of "region" or "cell" by the expression that is predicted of each.
 
-        None where none was learned.
+        None where none was learned, or profiles are read by what another model makes of them.
         """
-        if not self.has_expression:
+        if not self.has_expression_route:
             return None
         if level == "cell":
             return self._of_cells(slides, embed_expression_of_cells)
         return self._of_regions(slides, embed_expression_of_bags)
 
     def embed_profiles(self, profiles: Profiles) -> Rows:
-        """One row a profile, named by the genes of the table; NaN for one without expression.
-
-        A platform that was not trained on is standardised by itself where it has rows enough, else
-        by the mean of the training platforms.
+        """One row a profile, by its genes or its vector; NaN for one without.
 
         Raises:
-            MismatchError: If genes are named differently, or none is in the table.
+            MismatchError: See `profile_rows`.
         """
-        values = gene_values([profiles], self.table)
-        standardiser, _ = self.standardiser.know(values)
+        source, kept = profile_rows(profiles, self.standardiser, self.table)
         out = np.full((len(profiles), self._width()), np.nan, np.float32)
-        kept = np.flatnonzero(values.has_values)
         for rows in np.array_split(kept, -(-len(kept) // PROFILES_AT_ONCE) or 1):
             if not len(rows):
                 continue
-            z, seen = (torch.from_numpy(part) for part in standardiser.apply(values.take(rows)))
+            z, seen = (torch.from_numpy(part) for part in source.read(rows))
             with torch.inference_mode():
-                out[rows] = self.join([net.embed_profiles(z, seen) for net in self.build()])
+                out[rows] = self.join([net.embed_rows(z, seen) for net in self.build()])
         return out
 
     def embed_texts(self, texts: Sequence[str]) -> Rows:
@@ -275,7 +283,7 @@ class AlignCheckpoint:
     def _width(self) -> int:
         return len(self.nets) * int(self.model_settings["embedding_width"])
 
-    def join(self, of_nets: Sequence[Float[Tensor, "row e"]]) -> Rows:
+    def join(self, of_nets: Sequence[Float[Tensor, "row own"]]) -> Rows:
         """Embeddings of the nets side by side, of length 1 together."""
         return (torch.cat(list(of_nets), dim=1) / len(of_nets) ** 0.5).float().numpy()
 
@@ -341,7 +349,7 @@ class AlignCheckpoint:
                     {n: np.ascontiguousarray(a) for n, a in self.references.items()}
                 ),
                 TEXT: pack_nets(self.text.nets),
-                **pack_adapters(Trimodal(_config(self.model_settings)), self.adapters),
+                **pack_adapters(Trimodal(config_of(self.model_settings)), self.adapters),
             }
             packed[RECORD] = self._record(packed).encode()
             self._packed.update(packed)
@@ -357,6 +365,7 @@ class AlignCheckpoint:
             "panel": asdict(self.panel),
             "table": asdict(self.table),
             "platforms": list(self.standardiser.platforms),
+            "profile_embedding": self.profile_embedding,
             "text": {**text, "lora": asdict(self.text.lora)},
             "bags": asdict(self.bags),
             "encoder_id": self.encoder_id,
@@ -372,19 +381,3 @@ class AlignCheckpoint:
             "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in packed.items()},
         }
         return json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
-
-
-def _config(settings: Mapping[str, Any]) -> TrimodalConfig:
-    return TrimodalConfig(**{**settings, "bitro": BitroConfig(**settings["bitro"])})
-
-
-def _build(config: TrimodalConfig, weights: Mapping[str, Tensor]) -> Trimodal:
-    with torch.random.fork_rng(devices=[]):
-        net = Trimodal(config)
-    try:
-        net.load_state_dict(dict(weights))
-    except RuntimeError as error:
-        raise MismatchError(
-            f"the weights are not those of this version's model ({error}); fit again"
-        ) from error
-    return net.eval()

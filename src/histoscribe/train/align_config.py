@@ -43,6 +43,8 @@ class AlignConfig:
             "anchor" only turns images and texts towards their expression, which stays where it is.
         gene_space: "learned": the gene tower; "fixed": leading principal components of the training
             regions' standardised expression, unwhitened, which nothing turns.
+        profile_embedding: What vectors are called that another model made of profiles and regions,
+            and that take the place of their genes; None for genes.
         n_nets: Nets with different seeds; cosines are averaged.
         n_steps: At most.
         stops_early: Whether each net leaves an inner fold of the slides, and of the donors, aside
@@ -94,6 +96,7 @@ class AlignConfig:
     objective: AlignObjective = "joint"
     loss: AlignLoss = "anchor"
     gene_space: GeneSpace = "fixed"
+    profile_embedding: str | None = None
     n_nets: int = 3
     n_steps: int = 150
     stops_early: bool | None = None
@@ -141,6 +144,24 @@ class AlignConfig:
             raise ConfigError(
                 "align.loss = anchor trains no gene tower: set align.gene_space to fixed with it, "
                 "or take another loss"
+            )
+
+        if self.profile_embedding is not None:
+            self._check_embedding(self.profile_embedding)
+
+    def _check_embedding(self, name: str) -> None:
+        """Refuse what vectors of another model cannot take part in."""
+        if not name or name != name.strip():
+            raise ConfigError(f"align.profile_embedding = {name!r}; give a name, or leave it out")
+        if self.gene_space == "fixed":
+            raise ConfigError(
+                f"vectors {name} span no fixed space of genes: set align.gene_space to learned "
+                "and align.loss to softmax or siglip"
+            )
+        if self.cycle_weight:
+            raise ConfigError(
+                f"the cycle term embeds predicted expression, of which there is no vector {name}: "
+                "set align.cycle_weight to 0"
             )
 
     def _outside(self) -> tuple[str, str] | None:

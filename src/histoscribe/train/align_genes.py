@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int64
 from histoscribe.data.gene_names import map_names, rename_profiles
 from histoscribe.data.genes import GenePanel
 from histoscribe.data.profiles import Profiles
+from histoscribe.data.region_features import RegionFeatures
 from histoscribe.data.regions import Regions
 from histoscribe.data.texts import Texts, key_of, texts_of
 from histoscribe.errors import DataError
@@ -20,9 +21,10 @@ from histoscribe.readers.marker_lists import (
     rename_markers,
 )
 from histoscribe.train.align_config import AlignConfig
-from histoscribe.train.align_data import MadeGenes, MeasuredGenes, StackedGenes, stack_genes
+from histoscribe.train.align_data import GeneRows, MadeGenes, MeasuredGenes, stack_genes
 from histoscribe.train.assemble import AssembledBags, SlideData
 from histoscribe.train.draw import mix
+from histoscribe.train.feature_standardiser import FeatureStandardiser
 from histoscribe.train.gene_panel import PanelConfig, residual_variance
 from histoscribe.train.gene_standardiser import GeneStandardiser, fit_gene_standardiser, gene_values
 from histoscribe.train.pairs import Pairs, pair_texts, split_by_donor
@@ -39,11 +41,14 @@ class Words:
         markers: Marker lists, made into profiles.
         texts: Further wordings, by key or name of what they are of; and those of the regions'
             text keys, for image-text pairs.
+        region_features: Vectors that another model made of the regions, where profiles are read by
+            such vectors and not by their genes.
     """
 
     profiles: tuple[Profiles, ...] = ()
     markers: tuple[MarkerSet, ...] = ()
     texts: tuple[Texts, ...] = ()
+    region_features: RegionFeatures | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +56,12 @@ class GeneSide:
     """Expression of all regions, then all profiles, then what was made from marker lists.
 
     Attributes:
-        table: The genes.
+        table: The genes; the panel alone where profiles are read by vectors of another model.
         standardiser: Fitted on regions and on profiles of training donors, by their labels.
-        rows: Expression by row.
+        rows: Expression by row, or such vectors.
         n_regions: Rows that are regions, in the order of the bags.
         n_measured: Rows that are regions or profiles; those after them are of marker lists.
-        has_values: Rows with any expression on the table.
+        has_values: Rows with any expression on the table, or with a vector.
         text_key: Key of each row, "" for none; regions have none here.
         texts: All wordings.
         alias: New keys of texts whose key became another's.
@@ -65,8 +70,8 @@ class GeneSide:
     """
 
     table: GenePanel
-    standardiser: GeneStandardiser
-    rows: StackedGenes
+    standardiser: GeneStandardiser | FeatureStandardiser
+    rows: GeneRows
     n_regions: int
     n_measured: int
     has_values: np.ndarray
@@ -75,6 +80,12 @@ class GeneSide:
     alias: Mapping[str, str]
     train: Int64[np.ndarray, " train"]
     held_out: Int64[np.ndarray, " held_out"]
+
+    @property
+    def n_features(self) -> int:
+        """Width of the vectors that profiles are read by; 0 where they are read by their genes."""
+        own = self.standardiser
+        return own.width if isinstance(own, FeatureStandardiser) else 0
 
 
 def name_words(
@@ -186,11 +197,11 @@ def make_gene_side(
         MismatchError: Profiles or marker lists share no gene with the table.
     """
     table = choose_table(panel, bags.slides, words, config.n_table_genes)
-    regions = _regions_of(bags)
+    regions = regions_of_bags(bags)
     measured = gene_values([*regions, *words.profiles], table)
     n_regions = sum(len(part) for part in regions)
     donors = [donor for part in words.profiles for donor in part.donor_id]
-    train, held_out = _split(donors, config)
+    train, held_out = split_profiles(donors, config)
     fitted_on = np.concatenate([np.arange(n_regions), n_regions + train])
     fitted_on = fitted_on[measured.has_values[fitted_on]]
     said = ("",) * n_regions + tuple(one for part in words.profiles for one in _labels_of(part))
@@ -198,7 +209,7 @@ def make_gene_side(
     made, made_keys, made_texts = _markers(words, table, standardiser, config)
     parts = [texts_of(part) for part in words.profiles]
     texts, alias = unify_texts([*parts, *words.texts, made_texts])
-    keys = [alias.get(key, key) for part in words.profiles for key in _keys_of(part)]
+    keys = [alias.get(key, key) for part in words.profiles for key in keys_of(part)]
     n_made = len(made)
     has_values = np.concatenate([measured.has_values, np.ones(n_made, dtype=bool)])
     rows = np.concatenate([n_regions + train, len(measured) + np.arange(n_made)]).astype(np.int64)
@@ -258,7 +269,7 @@ def unify_texts(parts: Sequence[Texts]) -> tuple[Texts, dict[str, str]]:
     return Texts(tuple(rows.values()), tuple(rows)), resolved
 
 
-def _regions_of(bags: AssembledBags) -> list[Regions]:
+def regions_of_bags(bags: AssembledBags) -> list[Regions]:
     """The regions of the bags, slide by slide, in the order of the bags."""
     if (np.diff(bags.slide_of_bag) < 0).any():
         raise DataError("bags are not in the order of their slides; assemble them anew")
@@ -269,7 +280,7 @@ def _regions_of(bags: AssembledBags) -> list[Regions]:
     ]
 
 
-def _split(donors: Sequence[str], config: AlignConfig) -> tuple[np.ndarray, np.ndarray]:
+def split_profiles(donors: Sequence[str], config: AlignConfig) -> tuple[np.ndarray, np.ndarray]:
     """Profiles to train on, and those of donors that are held out, where there are several."""
     everyone = np.arange(len(donors), dtype=np.int64)
     share = config.held_out_donors if config.has_held_out else 0
@@ -304,7 +315,7 @@ def _labels_of(profiles: Profiles) -> Sequence[str]:
     return profiles.label or profiles.text_key or ("",) * len(profiles)
 
 
-def _keys_of(profiles: Profiles) -> list[str]:
+def keys_of(profiles: Profiles) -> list[str]:
     """Key of each profile's text, as `texts_of` has it; "" without one."""
     texts = profiles.text or ("",) * len(profiles)
     keys = profiles.text_key or ("",) * len(profiles)

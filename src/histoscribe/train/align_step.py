@@ -53,9 +53,9 @@ class Aligner(nn.Module):
         return self.space.log_scale.device
 
     def embed_genes(self, data: AlignData, rows: Rows) -> Float[Tensor, "row e"]:
-        """e_G of rows of expression."""
+        """e_G of rows of expression, or of vectors that another model made of it."""
         z, is_observed = data.genes.read(rows)
-        return self.space.embed_profiles(
+        return self.space.embed_rows(
             torch.from_numpy(z).to(self.device), torch.from_numpy(is_observed).to(self.device)
         )
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save as pack_tensors
@@ -16,10 +18,13 @@ from histoscribe.data.genes import GenePanel
 from histoscribe.data.provenance import Provenance
 from histoscribe.data.regions import RegionSize
 from histoscribe.data.splits import Split
-from histoscribe.errors import DataError
+from histoscribe.errors import DataError, MismatchError
+from histoscribe.models.bitro_config import BitroConfig
 from histoscribe.models.trimodal import Trimodal
+from histoscribe.models.trimodal_config import TrimodalConfig
 from histoscribe.train.align_text import TextPart
 from histoscribe.train.checkpoint import Adapters
+from histoscribe.train.feature_standardiser import FeatureStandardiser
 from histoscribe.train.gene_standardiser import GeneStandardiser
 from histoscribe.train.lora import LoraSettings, write_config
 from histoscribe.train.scaling import Scaling
@@ -91,7 +96,7 @@ def read_parts(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         "scaling": Scaling.from_arrays(arrays, record["target_space"]),
         "panel": panel,
         "table": table,
-        "standardiser": GeneStandardiser.from_arrays(arrays, table, record["platforms"]),
+        "standardiser": _standardiser(arrays, table, record),
         "text": TextPart(**text),
         "bags": BagConfig(**bags),
         "encoder_id": record["encoder_id"],
@@ -109,6 +114,16 @@ def read_parts(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
             adapters["base_id"],
         ),
     }
+
+
+def _standardiser(
+    arrays: Mapping[str, np.ndarray], table: GenePanel, record: Mapping[str, Any]
+) -> GeneStandardiser | FeatureStandardiser:
+    """Of genes, or of the vectors that the record names."""
+    by, platforms = record.get("profile_embedding"), record["platforms"]
+    if by is None:
+        return GeneStandardiser.from_arrays(arrays, table, platforms)
+    return FeatureStandardiser.from_arrays(arrays, by, platforms)
 
 
 def _panel(record: Mapping[str, Any]) -> GenePanel:
@@ -137,3 +152,25 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not is_ours:
         raise DataError(f"{path} is of format {record['format']!r}, wanted {FORMAT}; fit again")
     return record
+
+
+def config_of(settings: Mapping[str, Any]) -> TrimodalConfig:
+    """The config of the nets, of every field of it."""
+    return TrimodalConfig(**{**settings, "bitro": BitroConfig(**settings["bitro"])})
+
+
+def build_net(config: TrimodalConfig, weights: Mapping[str, Tensor]) -> Trimodal:
+    """A net with these weights, in eval mode.
+
+    Raises:
+        MismatchError: If they are those of another model.
+    """
+    with torch.random.fork_rng(devices=[]):
+        net = Trimodal(config)
+    try:
+        net.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise MismatchError(
+            f"the weights are not those of this version's model ({error}); fit again"
+        ) from error
+    return net.eval()
