@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.sparse import csr_matrix
 
 from histoscribe.data.toy import toy_world
 from histoscribe.errors import DataError, MismatchError
@@ -77,6 +78,9 @@ def test_cells_without_a_vector_are_left_out_of_means(tmp_path):
         read_labelled_cells(tmp_path / "torn.h5ad", config, embedding=KEY)
     with pytest.raises(DataError, match="X_geneformer, spatial"):
         read_labelled_cells(tmp_path / "cells.h5ad", config, embedding="X_scgpt")
+    cells(csr_matrix(VECTORS)).write_h5ad(tmp_path / "sparse.h5ad")
+    with pytest.raises(DataError, match="no dense table"):
+        read_labelled_cells(tmp_path / "sparse.h5ad", config, embedding=KEY)
 
 
 @pytest.fixture(scope="module")

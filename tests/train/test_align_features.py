@@ -55,7 +55,8 @@ QUICK = AlignConfig(
 
 def embed(expression, width=WIDTH, seed=3):
     """Stands for another model: a random rotation of log expression, cut, and bent by tanh."""
-    values = log_cp10k(csr_array(expression)).toarray().astype(np.float64)
+    counts = csr_array(expression)
+    values = log_cp10k(counts, np.asarray(counts.sum(axis=1)).ravel()).toarray().astype(np.float64)
     n_genes = values.shape[1]
     turned, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(n_genes, n_genes)))
     return np.tanh(0.35 * values @ turned[:, :width]).astype(np.float32)
@@ -273,6 +274,7 @@ def test_what_does_not_go_together_is_refused(slides, split, panel, words, text,
     [
         ({"loss": "anchor", "gene_space": "fixed"}, "gene_space to learned"),
         ({"loss": "softmax", "gene_space": "fixed"}, "gene_space to learned"),
+        ({"loss": "anchor"}, "softmax or siglip"),
         ({"cycle_weight": 0.5}, "cycle_weight"),
         ({"profile_embedding": " "}, "give a name"),
     ],

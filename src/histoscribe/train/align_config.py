@@ -140,20 +140,19 @@ class AlignConfig:
             raise ConfigError(f"align.{wrong[0]} = {getattr(self, wrong[0])!r}; give {wrong[1]}")
         if self.seed > MAX_SEED:
             raise ConfigError(f"align.seed = {self.seed}; give {MAX_SEED} or less")
+        if self.profile_embedding is not None:
+            self._check_embedding(self.profile_embedding)
         if self.loss == "anchor" and self.gene_space != "fixed":
             raise ConfigError(
                 "align.loss = anchor trains no gene tower: set align.gene_space to fixed with it, "
                 "or take another loss"
             )
 
-        if self.profile_embedding is not None:
-            self._check_embedding(self.profile_embedding)
-
     def _check_embedding(self, name: str) -> None:
         """Refuse what vectors of another model cannot take part in."""
         if not name or name != name.strip():
             raise ConfigError(f"align.profile_embedding = {name!r}; give a name, or leave it out")
-        if self.gene_space == "fixed":
+        if self.gene_space == "fixed" or self.loss == "anchor":
             raise ConfigError(
                 f"vectors {name} span no fixed space of genes: set align.gene_space to learned "
                 "and align.loss to softmax or siglip"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64, Shaped
+from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped
 from scipy.sparse import csr_array, vstack
 
 from histoscribe.data.checks import check_length
@@ -129,7 +129,7 @@ def to_linear(expression: csr_array, *, is_log: bool) -> csr_array:
 
 
 def log_cp10k(
-    expression: csr_array, total: Float64[np.ndarray, " profile"], *, is_log: bool = False
+    expression: csr_array, total: Float[np.ndarray, " profile"], *, is_log: bool = False
 ) -> csr_array:
     """log1p of 10,000 times each row's shares of its total, float32; a row of zeros stays one.
 
