@@ -4,7 +4,7 @@
 
 A world of eight kinds of cells (`histoscribe.data.toy_words`): 2,048 images with expression on one
 platform, 2,048 labelled profiles on another; and in the arms with image-text pairs, for each image
-the name of the kind that most of its cells are (not where two are as many: some 1,200 are left).
+the name of the kind that most of its cells are (not where two are as many: some 1,300 are left).
 One kind of pair is cut to 1/8, 1/64 and 1/512 of its number (2,048 to 256, 32, 4), the others stay
 whole. Expression whose pair was cut away is not there at all: standardiser and gene space are
 fitted on what is left. Scored is what is asked for in the end: whether an image that was never seen
