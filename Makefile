@@ -44,8 +44,9 @@ weights: $(VENV)/.installed
 demo: install weights
 	$(BIN)/histoscribe demo --out demo-study
 
+# two processes of one thread each: with torch's own threads they would get in each other's way
 test: install weights
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff format --check .
