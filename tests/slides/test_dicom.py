@@ -10,6 +10,7 @@ from pydicom.uid import CTImageStorage, RLELossless
 from tests.slides.conftest import dicom_picture, save_dicom
 
 from histoscribe.errors import DataError
+from histoscribe.slides import dicom_series
 from histoscribe.slides.dicom import open_dicom
 from histoscribe.slides.formats import backend_of
 from histoscribe.slides.open import open_slide
@@ -57,6 +58,21 @@ def test_the_series_opens_by_any_of_its_files_and_by_its_folder(
         assert (slide.size_px, slide.mpp) == ((211, 173), (0.5, 0.5))
         assert [level[0] for level in slide.level_mpp] == [0.5, 1.0, 2.0]
         assert (slide.read(Box(20.0, 30.0, 60.0, 45.0), 1.0) == pyramid[1][30:75, 20:80]).all()
+
+
+def test_a_file_of_the_series_that_cannot_be_read_is_not_left_out(
+    pyramid: list[np.ndarray],
+    write_dicom: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = write_dicom(pyramid)
+
+    def denied(*_given: object, **_named: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(dicom_series, "read_partial", denied)
+    with pytest.raises(PermissionError):
+        dicom_series.files_by_series(folder)
 
 
 def test_a_file_named_by_its_uid_keeps_the_whole_of_it(

@@ -28,6 +28,8 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
         content = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
+    except MemoryError:
+        raise  # no fault of the file
     except Exception as error:  # a broken file leads the reader to errors of any kind
         reason = str(error).strip().split("\n")[0][:200]
         raise DataError(

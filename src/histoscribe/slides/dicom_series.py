@@ -83,5 +83,7 @@ def _membership(file: Path) -> Membership | None:
         with file.open("rb") as opened:
             header = read_partial(opened, stop_when=lambda tag, _vr, _n: tag > SERIES_TAG)
         return Membership(header.SOPClassUID, header.SeriesInstanceUID)
+    except OSError:
+        raise  # it cannot be read now: without it a slide would lack a part, and nobody be told
     except Exception:  # noqa: BLE001 - pydicom's are of many classes; such a file is of no series
         return None
