@@ -16,7 +16,8 @@ to what is asked, class by class), the two-stage route (ridge to measured marker
 supervised upper bound (ridge to the proportions), and measured expression to text.
 
 --all-sections fits on all four, for `zero_shot_nucls.py`, and tests nothing.
-What is finished is kept in --out, keyed by all that made it; the same command goes on from there.
+What is finished is kept in --out by the names of arm and section; the same command goes on from
+there. After a change of code or data give another --out.
 """
 
 import argparse

@@ -118,3 +118,15 @@ def test_what_does_not_pair_is_refused():
         diagnose(replace(one, image=one.image[:-1]))
     with pytest.raises(DataError, match="1 labelled"):
         diagnose(replace(one, profile=one.profile[:1]))
+
+
+def test_a_class_of_one_profile_hides_no_gap():
+    sound = chain()
+    far = unit(sound.gene + 5 * np.eye(N_CLASSES, D, 8)[np.zeros(53, dtype=int)])
+    lone = (*sound.text_key[:-1], "alone")
+    apart = verdicts(replace(sound, gene=far, image=far, text_key=lone))["bridge gap (gamma)"]
+    assert not apart.is_fine
+    assert verdicts(replace(sound, text_key=lone))["bridge gap (gamma)"].is_fine
+    none = verdicts(replace(sound, text_key=tuple(f"{n}" for n in range(37))))
+    assert not none["bridge gap (gamma)"].is_fine
+    assert "not to be judged" in none["bridge gap (gamma)"].advice

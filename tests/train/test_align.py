@@ -187,6 +187,40 @@ def test_towards_anchors_all_is_learned_from_and_else_something_is_left_aside(
     assert replace(LEARNED, stops_early=False).has_held_out is False
 
 
+def test_profiles_of_tested_patients_are_not_looked_at(
+    slides, split, panel, words, text, quick, small, tmp_path
+):
+    (given,) = words.profiles
+    tested = {one.patient_id for one in slides if one.slide_id in split.test}
+    donors = tuple(next(iter(tested)) if d == "d0" else d for d in given.donor_id)
+    settings = {"config": QUICK, "fit": quick, "model_settings": small}
+    counts = given.expression.toarray()
+    poisoned = counts.copy()
+    poisoned[[d in tested for d in donors]] = 7
+    made = [
+        fit_align(
+            slides,
+            split,
+            panel,
+            replace(words, profiles=(replace(given, donor_id=donors, expression=csr_array(some)),)),
+            text,
+            **settings,
+        )
+        for some in (counts, poisoned)
+    ]
+    a, b = (np.concatenate([t.ravel() for t in one.nets[0].values()]) for one in made)
+    assert np.array_equal(a, b)
+    assert np.array_equal(made[0].standardiser.mean, made[1].standardiser.mean)
+
+
+def test_a_fold_too_small_to_stop_by_is_named(slides, split, panel, words, text, quick, small):
+    few = [replace(s, regions=s.regions.take(np.arange(1))) for s in slides]
+    alone = replace(words, profiles=(replace(words.profiles[0], donor_id=("d",) * 28),))
+    settings = {"config": LEARNED, "fit": quick, "model_settings": small}
+    with pytest.raises(DataError, match="stops_early"):
+        fit_align(few, split, panel, alone, text, **settings)
+
+
 @pytest.mark.parametrize("state", ["unlocked", "lora"])
 def test_a_text_tower_that_learns_is_kept(
     state, slides, split, panel, words, text, quick, small, tmp_path
@@ -294,6 +328,7 @@ def test_texts_of_one_meaning_get_one_key():
         ({"n_steps": 0}, "n_steps"),
         ({"warm_up": 1.0}, "warm_up"),
         ({"gene_space": "learned"}, "fixed"),
+        ({"objective": "align", "cycle_weight": 0.5}, "cycle_weight"),
         ({"learning_rate": 0.0}, "learning_rate"),
     ],
 )

@@ -106,10 +106,11 @@ def annotate(
         e_c = unit(mean_k e_T(prompt_k(c)))                 r(x, c) = e(x) . e_c
         r~(x, c) = (r(x, c) - m_c) / sd_c                   p(x, .) = softmax(s sd r~(x, .))
 
-    with m_c and sd_c of the reference units, s the temperature of training and sd the mean of the
-    sd_c. With two routes p is their mean, and the uncertainty the Jensen-Shannon divergence of the
-    two in bits. Of cells p is the image's alone unless both routes are asked for by name: the
-    expression that is predicted of a cell is that of its surroundings in the main.
+    with m_c and sd_c of the reference units, s the scale of training (1/.07 for the anchor loss,
+    which has none) and sd the mean of the sd_c. With two routes p is their mean, and the
+    uncertainty the Jensen-Shannon divergence of the two in bits. Of cells p is the image's alone
+    unless both routes are asked for by name: the expression that is predicted of a cell is that of
+    its surroundings in the main.
 
     Source: SpatialWhisperer's scoring. Departs from it: classes are calibrated, as a constant
     offset of a class moves labels though no AUROC; and the scores go back to the scale of cosines
@@ -125,11 +126,7 @@ def annotate(
         ConfigError: Fewer than two classes, or a route or calibration the model cannot give.
         DataError: No unit has a nucleus, or a class fits all units alike.
     """
-    if len(classes) < 2:
-        raise ConfigError(
-            "one term alone gives no labels; name at least two, or look where it fits with "
-            "'histoscribe search'"
-        )
+    _check_several(classes)
     queries = embed_classes(model, classes, config.templates)
     units = embed_units(model, slides, config)
     scores: dict[Route, Scores] = {
@@ -180,6 +177,7 @@ def name_phenotypes(
     The mean is that of the cells' embeddings by the image route, brought to unit length; it is
     calibrated as single cells are.
     """
+    _check_several(classes)
     config = replace(config, level="cell")
     queries = embed_classes(model, classes, config.templates)
     cells = check_unit_rows(model.embed_cells(slides), "cell")
@@ -214,6 +212,8 @@ def search(
         ConfigError: A route or calibration that the model cannot give.
         DataError: No unit has a nucleus.
     """
+    if config.route == "both":
+        raise ConfigError("a search goes one route; take image or expression")
     config = replace(config, route=config.route or "image")
     queries = embed_classes(model, [wanted], config.templates)
     units = embed_units(model, slides, config)
@@ -249,6 +249,14 @@ def embed_units(model: WordModel, slides: Sequence[SlideData], config: AnnotateC
     units = _name_units(slides, config.level, embedding)
     _check_rows(units, config.level)
     return units
+
+
+def _check_several(classes: Sequence[WordClass]) -> None:
+    if len(classes) < 2:
+        raise ConfigError(
+            "one term alone gives no labels; name at least two, or look where it fits with "
+            "'histoscribe search'"
+        )
 
 
 def _check_rows(units: Units, level: str) -> None:

@@ -193,7 +193,14 @@ def load_places(study: Study, model: WordModel, asked: Asked) -> list[tuple[Samp
     """The samples asked for, all if none, each with its regions."""
     wanted = {study.find(name).sample for name in asked.names}
     samples = [one for one in study.samples if not wanted or one.sample in wanted]
-    return [(one, load_slide(study, one, _maker(model, one, asked.places))) for one in samples]
+    places = [(one, load_slide(study, one, _maker(model, one, asked.places))) for one in samples]
+    whole = next((one for one, slide in places if slide.regions.kind == "bulk"), None)
+    if whole is not None and asked.config.level == "region":
+        raise ConfigError(
+            f"{whole.sample} was measured as a whole, which has no place on a slide; look at its "
+            "discs with --regions grid --radius 50, or at its cells with --level cell"
+        )
+    return places
 
 
 def report_annotations(

@@ -41,7 +41,10 @@ Calibrate = Annotated[
 ]
 RouteName = Annotated[
     str | None,
-    typer.Option("--route", help="image, expression or both; by default all that the model has."),
+    typer.Option(
+        "--route",
+        help="image, expression or both; by default all that the model has, in a search image.",
+    ),
 ]
 Ontology = Annotated[
     Path | None, typer.Option("--ontology", help="Cell Ontology (.obo or .json), for its ids.")

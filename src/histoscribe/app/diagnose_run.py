@@ -1,6 +1,7 @@
 """Diagnose a model of words on a study: each link of its chain, and what to do about it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,13 @@ def diagnose_study(
         DataError: Nothing is measured, or no profile has a text.
         MismatchError: The model reads profiles by other vectors, or these regions have none.
     """
-    slides = [slide for _, slide in load_places(study, model, asked)]
+    measured = [one.sample for one in study.samples if one.expression is not None]
+    names = tuple(name for name in asked.names or measured if name in measured)
+    if not names:
+        raise DataError(
+            "no sample has measured regions; the chain begins at images with expression"
+        )
+    slides = [slide for _, slide in load_places(study, model, replace(asked, names=names))]
     if vectors is not None:
         count_vectors(vectors, [slide.regions for slide in slides])
     stored = [read_profiles(folder) for folder in profiles]

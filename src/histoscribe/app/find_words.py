@@ -65,7 +65,9 @@ def search_study(
             radius_um,
             tissue_of(image_of(study, sample), units.xy_um, radius_um),
             f"{sample.sample}: {wanted.name}",
-            f"standard deviations above the mean ({finding.calibration.source})",
+            "cosine"
+            if finding.calibration.source == "none"
+            else f"standard deviations above the mean ({finding.calibration.source})",
         )
         with replacing(picture) as (new,):
             new.write_bytes(to_png(figure))

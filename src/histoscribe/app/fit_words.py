@@ -66,6 +66,12 @@ def fit_words(
         is_replacing: Delete a finished run of other settings.
     """
     from histoscribe.app.align_run import WordFiles, fit_words_run
+    from histoscribe.train.processes import find_processes
+
+    if find_processes().n > 1:
+        raise ConfigError(
+            "images, genes and words are brought together in one process; run it without torchrun"
+        )
 
     given = {name: value for name, value in words.items() if value and name != "profile_embedding"}
     for name in ("labelled", "markers", "region_embedding"):

@@ -98,7 +98,7 @@ def diagnose(chain: Chain) -> list[Finding]:
     return [
         _link("image-gene (alpha)", alpha, won_share(chain.image, chain.gene), IMAGE_GENE),
         _link("gene-text (beta)", beta, won_share(chain.profile, chain.text, keys), GENE_TEXT),
-        _bridge(gamma, float(np.median(nearest_angle(chain.profile, chain.profile, keys)))),
+        _bridge(gamma, nearest_angle(chain.profile, chain.profile, keys)),
         _bound(alpha + beta + gamma, chain),
         *_gaps(chain),
         *_biases(chain),
@@ -210,10 +210,19 @@ def _link(name: str, angle_deg: float, won: float, words: tuple[str, str]) -> Fi
     )
 
 
-def _bridge(gamma: float, within: float) -> Finding:
-    """Is measured expression as near to a labelled profile as such profiles are to each other?"""
-    is_fine = bool(np.isnan(within) or gamma <= 2 * within)
-    beside = "" if np.isnan(within) else f" (profiles of one class: {within:.0f}°)"
+def _bridge(gamma: float, nearest: Float64[np.ndarray, " profile"]) -> Finding:
+    """Is measured expression as near to a labelled profile as such profiles are to each other?
+
+    Profiles that are alone of their class, NaN in `nearest`, have none to be compared with.
+    """
+    known = nearest[np.isfinite(nearest)]
+    within = float(np.median(known)) if len(known) else float("nan")
+    is_fine = bool(gamma <= 2 * within)
+    beside = f" (profiles of one class: {within:.0f}°)"
+    if not len(known):
+        beside = (
+            " (not to be judged: no class has two profiles; keep donors apart, or single cells)"
+        )
     good = "expression of regions lies among the labelled profiles"
     bad = (
         "expression of regions lies apart from all labelled profiles: give labelled profiles of "

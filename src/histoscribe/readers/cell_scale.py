@@ -54,20 +54,34 @@ def find_cell_scale(
         )
     is_whole = bool((values == np.rint(values)).all())
     if told is not None:
-        return FoundScale(_check_told(told, values, where, is_whole=is_whole), "as given")
+        _check_told(told, values, where, is_whole=is_whole)
+        other = None if is_whole else _only_likely(cells)
+        if other not in (None, told):
+            raise DataError(
+                f"{where}: given as {told}, and only read as {other} its values are multiples of a "
+                "count; correct scale, or read this file by itself"
+            )
+        return FoundScale(told, "as given")
     if is_whole and values.max() > 1:
         return FoundScale("counts", "all values are whole numbers")
+    likely = _only_likely(cells)
+    if likely is not None:
+        share = _share_of_multiples(cells, likely)
+        return FoundScale(likely, f"so read, {share:.0%} of a cell's values are multiples of one")
+    raise DataError(
+        f"{where}: values from {values.min():.4g} to {values.max():.4g} may be linear or a "
+        f"logarithm, and not in one scale alone are they multiples of "
+        f"a count; say which it is with scale ({', '.join(get_args(CellScale))})"
+    )
+
+
+def _only_likely(cells: list[Float64[np.ndarray, " _"]]) -> CellScale | None:
+    """The one scale in which values are multiples of a count; None where there is not just one."""
     shares = {scale: _share_of_multiples(cells, scale) for scale in get_args(CellScale)[1:]}
     likely = [scale for scale, share in shares.items() if share >= MOST]
     if len(likely) == 1 and all(share <= FEW for s, share in shares.items() if s != likely[0]):
-        return FoundScale(
-            likely[0], f"so read, {shares[likely[0]]:.0%} of a cell's values are multiples of one"
-        )
-    raise DataError(
-        f"{where}: values from {values.min():.4g} to {values.max():.4g} may be linear or a "
-        f"logarithm, and in {'no' if not likely else 'more than one'} scale are they multiples of "
-        f"a count; say which it is with scale ({', '.join(get_args(CellScale))})"
-    )
+        return likely[0]
+    return None
 
 
 def to_linear(
@@ -101,7 +115,7 @@ def _share_of_multiples(cells: list[Float64[np.ndarray, " _"]], scale: CellScale
 
 def _check_told(
     told: CellScale, values: Float64[np.ndarray, " _"], where: str, *, is_whole: bool
-) -> CellScale:
+) -> None:
     if told == "counts" and not is_whole:
         raise DataError(f"{where}: given as counts, and holds fractions; correct scale")
     if _is_too_large(float(values.max()), told):
@@ -111,7 +125,6 @@ def _check_told(
         )
     if told in BASE and is_whole and values.max() > 1:
         raise DataError(f"{where}: given as {told}, and holds whole numbers; correct scale")
-    return told
 
 
 def _is_too_large(value: float, scale: CellScale) -> bool:

@@ -4,11 +4,11 @@ Pairs of images and expression come from the regions of the training slides, pai
 and words from labelled profiles and marker lists, pairs of images and words, where there are some,
 from the regions' text keys. Words reach images across expression.
 
-Who sees what: as in `train/fit.py`. Test slides are dropped before anything is looked at; what is
-fitted beside the nets comes from all training slides and the training donors' profiles. A net that
-stops early does so on an inner fold of the slides and on donors that it does not learn from, by how
-often a thing is nearer to its partner than to another. No image is ever held against a text to
-choose anything.
+Who sees what: as in `train/fit.py`. Test slides, and profiles of their patients as far as donors
+are known, are dropped before anything is looked at; what is fitted beside the nets comes from all
+training slides and the training donors' profiles. A net that stops early does so on an inner fold
+of the slides and on donors that it does not learn from, by how often a thing is nearer to its
+partner than to another. No image is ever held against a text to choose anything.
 """
 
 import copy
@@ -50,7 +50,7 @@ from histoscribe.train.align_embed import (
     take_some_blocks,
 )
 from histoscribe.train.align_features import make_profile_side
-from histoscribe.train.align_genes import GeneSide, Words, name_words, pair_genes
+from histoscribe.train.align_genes import GeneSide, Words, leave_out_donors, name_words, pair_genes
 from histoscribe.train.align_loop import AlignedNet, AlignTask, align_net
 from histoscribe.train.align_step import Aligner
 from histoscribe.train.align_text import TextPart, keep_text
@@ -135,6 +135,7 @@ def fit_align(  # noqa: PLR0913 - the data; then, by name, one setting of each p
     ready = make_ready(
         slides, split, panel, config=fit, bags=bags, model_settings=model_settings, start=start
     )
+    words = leave_out_donors(words, {s.patient_id for s in slides if s.slide_id in split.test})
     if config.profile_embedding is None:
         words = name_words(words, [slide.regions for slide in ready.assembled.slides])
     genes = make_profile_side(ready.assembled, ready.panel, words, config)

@@ -56,6 +56,8 @@ from histoscribe.train.lora import merge
 from histoscribe.train.scaling import Scaling
 
 PROFILES_AT_ONCE = 1024
+SHARES = ("log1p_cp10k", "log1p_tpm")
+"""Target spaces in which depth does not count; counts and RSEM have it."""
 
 Rows = Float32[np.ndarray, "row e"]
 Embed = Callable[[Trimodal, BagBatch], Tensor]
@@ -119,7 +121,7 @@ class AlignCheckpoint:
 
     @property
     def scale(self) -> float:
-        """Mean over the nets of s, what cosines were multiplied by in training."""
+        """Mean over the nets of s, what cosines were multiplied by; 1/.07 for the anchor loss."""
         return float(np.mean([float(net.scale().detach()) for net in self.build()]))
 
     @property
@@ -136,8 +138,12 @@ class AlignCheckpoint:
 
     @property
     def has_expression_route(self) -> bool:
-        """Whether what it predicts can be embedded: not by vectors of another model."""
-        return self.has_expression and self.profile_embedding is None
+        """Whether what it predicts can be embedded as what was measured.
+
+        Not by vectors of another model; nor where what is predicted is no share of all expression.
+        """
+        is_share = self.scaling.target.space in SHARES
+        return self.has_expression and is_share and self.profile_embedding is None
 
     def build(self) -> list[Trimodal]:
         """The nets, in eval mode, adapters merged; kept for the next call."""

@@ -142,6 +142,11 @@ class AlignConfig:
             raise ConfigError(f"align.seed = {self.seed}; give {MAX_SEED} or less")
         if self.profile_embedding is not None:
             self._check_embedding(self.profile_embedding)
+        if self.cycle_weight and not self.has_expression:
+            raise ConfigError(
+                "align.cycle_weight wants predicted expression: set align.objective to joint and "
+                "align.expression_weight above 0, or align.cycle_weight to 0"
+            )
         if self.loss == "anchor" and self.gene_space != "fixed":
             raise ConfigError(
                 "align.loss = anchor trains no gene tower: set align.gene_space to fixed with it, "

@@ -192,8 +192,9 @@ def profile_rows(
         rows = np.flatnonzero(np.isfinite(features[:, 0]))
         return FeatureRows(features, profiles.platform, known), rows
     values = gene_values([profiles], table)
-    known, _ = standardiser.know(values)
-    return MeasuredGenes(values, known), np.flatnonzero(values.has_values)
+    rows = np.flatnonzero(values.has_values)
+    known, _ = standardiser.know(values.take(rows))
+    return MeasuredGenes(values, known), rows
 
 
 def _stack(

@@ -1,7 +1,7 @@
 """The table of genes of an alignment, its expression by row, and the texts of its profiles."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,6 +86,20 @@ class GeneSide:
         """Width of the vectors that profiles are read by; 0 where they are read by their genes."""
         own = self.standardiser
         return own.width if isinstance(own, FeatureStandardiser) else 0
+
+
+def leave_out_donors(words: Words, patients: Collection[str]) -> Words:
+    """The words without the profiles of some donors, as of the patients that are to be tested.
+
+    A profile whose donor is not known stays: a mean over several donors cannot be taken apart.
+    """
+    kept = []
+    for part in words.profiles:
+        rows = np.array([n for n, donor in enumerate(part.donor_id) if donor not in patients])
+        if len(rows) < len(part):
+            log.info("%d profiles of tested patients are left out", len(part) - len(rows))
+        kept.append(part if len(rows) == len(part) else part.take(rows.astype(np.int64)))
+    return replace(words, profiles=tuple(part for part in kept if len(part)))
 
 
 def name_words(

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from histoscribe.errors import DataError
 from histoscribe.train.align_config import AlignConfig
 from histoscribe.train.align_data import AlignData
 from histoscribe.train.align_step import Aligner, losses_of, score_held_out
@@ -239,6 +240,11 @@ def _look(
     if not has_held_out:
         so_far.best_step, so_far.weights = so_far.step, _copy(net)
         return
+    if set(scores) == {"score"}:
+        raise DataError(
+            "the part that is left aside to stop by holds fewer than two regions and no profile; "
+            "set align.stops_early to false, or fit.n_folds lower"
+        )
     if not math.isfinite(scores["score"]):
         raise DivergenceError(
             f"the net diverged before step {so_far.step} (score {scores['score']}); lower "
