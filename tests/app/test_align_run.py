@@ -1,6 +1,7 @@
 """A space of images, genes and words from the command line, and words put to the study with it."""
 
 import json
+import shutil
 
 import anndata
 import numpy as np
@@ -19,6 +20,12 @@ QUICK = [
     *("--set", "align.embedding_width=8", "--set", "labelled.min_genes=1"),
     *("--set", "labelled.min_cells=2"),
 ]
+
+
+@pytest.fixture(scope="module")
+def fitted(fitted, tmp_path_factory):
+    """A copy to write to, at the same depth: paths of a study are relative."""
+    return shutil.copytree(fitted, tmp_path_factory.mktemp("own") / "study")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +59,7 @@ def test_fitted_annotated_and_diagnosed(fitted, call, labelled, tiny_bert, tmp_p
     home = fitted / "runs" / "words"
     assert answer.record["checkpoint"] == str(home / "checkpoint")
     assert answer.record["held_out"] == [None]  # towards anchors nothing is held out
-    assert (home / "history.csv").read_text().startswith("net,step,score")
+    assert (home / "history.csv").read_text().startswith("net,step,loss")
     assert len(read_profiles(home / "profiles0")) == 8
     again = call(*words, "--json")
     assert again.record["model_id"] == answer.record["model_id"]

@@ -1,5 +1,7 @@
 """A space whose profiles are vectors of another model, from the command line."""
 
+import shutil
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -26,6 +28,12 @@ def embed(counts):
     share = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True).clip(1))
     turned, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(share.shape[1],) * 2))
     return np.tanh(0.2 * share @ turned[:, :WIDTH]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def fitted(fitted, tmp_path_factory):
+    """A copy to write to, at the same depth: paths of a study are relative."""
+    return shutil.copytree(fitted, tmp_path_factory.mktemp("own") / "study")
 
 
 @pytest.fixture(scope="module")
