@@ -9,6 +9,7 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import CTImageStorage, RLELossless
 from tests.slides.conftest import dicom_picture, save_dicom
 
+from histoscribe.app.doctor_patients import slides_below
 from histoscribe.errors import DataError
 from histoscribe.slides import dicom_series
 from histoscribe.slides.dicom import open_dicom
@@ -73,6 +74,8 @@ def test_a_file_of_the_series_that_cannot_be_read_is_not_left_out(
     monkeypatch.setattr(dicom_series, "read_partial", denied)
     with pytest.raises(PermissionError):
         dicom_series.files_by_series(folder)
+    listed = {file.name for file in slides_below(folder)}
+    assert listed == {file.name for file in folder.iterdir()}  # the doctor goes on
 
 
 def test_a_file_named_by_its_uid_keeps_the_whole_of_it(

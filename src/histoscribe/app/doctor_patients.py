@@ -72,7 +72,10 @@ def slides_below(path: Path) -> Iterator[Path]:
 
 def _slides_within(folder: Path) -> list[Path]:
     """The slides of a folder; the folder itself where all it holds is one DICOM series."""
-    series = list(files_by_series(folder).values())
+    try:
+        series = list(files_by_series(folder).values())
+    except OSError:  # of one file: each is looked at by itself, and that one's fault is told
+        series = []
     told = {file for files in series for file in files}
     slides = [files[0] for files in series]
     for one in folder.iterdir():
